@@ -12,7 +12,7 @@ from studies.measures import Row
 from studies.names import colour_of, described, name_of
 from studies.pairs import Paired, paired, unchanged
 from studies.plot_parts import banded, curve, legend_beside, logarithmic, ranking, room_beside
-from studies.plots_sampling import draw_gap, draw_solver
+from studies.plots_sampling import draw_gap, draw_pareto, draw_solver
 from studies.report_probe import draw_probe
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
         "recipe": _draw_ablation,
         "rollout-gap": draw_gap,
         "solver": draw_solver,
+        "pareto": draw_pareto,
         "probe": draw_probe,
     }[study.name]
     figure = Figure(figsize=(12, 5), layout="constrained")

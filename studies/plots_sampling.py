@@ -1,4 +1,4 @@
-"""Plots of the studies `rollout-gap` and `solver`."""
+"""Plots of the studies `rollout-gap`, `solver` and `pareto`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from studies.groups import groups
 from studies.measures import Row
-from studies.names import name_of
+from studies.names import colour_of, name_of
 from studies.plot_parts import ON_TOP, banded, legend_beside, logarithmic
 
 if TYPE_CHECKING:
@@ -152,3 +153,19 @@ def _legend_of_solvers(figure: Figure, rows: list[Row]) -> None:
         style, marker = GRIDS.get(grid, ("-", "x"))
         handles.append(Line2D([], [], color="black", linestyle=style, marker=marker, label=grid or "uniform"))
     figure.legend(handles=handles, loc="outside right center", fontsize=9, handlelength=3.5)
+
+
+def draw_pareto(figure: Figure, rows: list[Row]) -> None:
+    """Plot FID over the time of each setting, means over the seeds; a line joins those that no other setting beats."""
+    axes: Axes = figure.subplots()
+    of = sorted((group.mean("time_ratio") or 1.0, group.fid, str(group.value)) for group in groups(rows))
+    front = [(time, fid) for place, (time, fid, _) in enumerate(of) if all(fid < other for _, other, _ in of[:place])]
+    axes.plot(*zip(*front, strict=True), color=colour_of("pra"), linewidth=1.6, label="front")
+    for time, fid, name in of:
+        axes.plot([time], [fid], "o", color=colour_of("pra") if (time, fid) in front else colour_of(""), markersize=6)
+        axes.annotate(name, (time, fid), xytext=(6, 5), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="time per image over the default's (left: faster)", ylabel="FID (lower is better)")
+    axes.margins(x=0.15)
+    logarithmic(axes, "x")
+    logarithmic(axes)
+    axes.grid(alpha=0.3)

@@ -121,6 +121,26 @@ def test_committed_pages_match_the_committed_rows(name, tmp_path, monkeypatch):
     assert [line for line in lines if line not in page] == []
 
 
+def test_pareto_table_has_ratios_of_the_same_seeds():
+    figures = [
+        ("default", 0, 2.0, 1.0), ("default", 1, 4.0, 1.0), ("groups-4", 0, 4.0, 0.2), ("DPM, 3 steps", 0, 2.0, 0.4),
+        ("DPM, 3 steps", 1, 4.2, 0.6),
+    ]  # fmt: skip
+    times = [{"time_ratio": ratio, "seconds_per_image": 0.02 * ratio} for *_, ratio in figures]
+    rows = [
+        row("pra", seed, 2.0, fid, value=value, evaluations=3, **time)
+        for (value, seed, fid, _), time in zip(figures, times, strict=True)
+    ]
+    lines = tables(STUDIES["pareto"], rows)
+    shown = [(line["setting"], line["over the default's"], line["times as fast"]) for line in table(lines)]
+    assert shown == [
+        ("groups-4", "2.00", "5.00"),
+        ("DPM, 3 steps", "1.02 ± 0.04", "2.00"),
+        ("default", "1.00 ± 0.00", "1.00"),
+    ]
+    assert lines[-1].endswith("within 5 % of the default's FID: DPM, 3 steps, 2.00 times as fast as the default.")
+
+
 def test_probe_table_chooses_by_validation():
     found = [
         ("pra", 0, 1, 0.5, 0.7), ("pra", 1, 1, 0.6, 0.7), ("pra", 0, 2, 0.9, 0.6), ("pra", 1, 2, 0.9, 0.6),
