@@ -104,7 +104,7 @@ def test_variants_are_compared_on_their_own_seeds():
 SYSTEMS = pytest.param("systems", marks=pytest.mark.slow)  # slow: it counts the FLOPs of every system
 
 
-@pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver"])
+@pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver", "pareto"])
 def test_committed_pages_match_the_committed_rows(name, tmp_path, monkeypatch):
     """Write the report of the setting with the fewest rows: each of its lines is in the committed page."""
     kept = ROOT / "studies" / name
