@@ -158,9 +158,9 @@ def _legend_of_solvers(figure: Figure, rows: list[Row]) -> None:
 def draw_pareto(figure: Figure, rows: list[Row]) -> None:
     """Plot FID over the time of each setting, means over the seeds; a line joins those that no other setting beats."""
     axes: Axes = figure.subplots()
-    of = sorted((group.mean("time_ratio") or 1.0, group.fid, str(group.value)) for group in groups(rows))
+    of = sorted((time, group.fid, str(group.value)) for group in groups(rows) if (time := group.mean("time_ratio")))
     front = [(time, fid) for place, (time, fid, _) in enumerate(of) if all(fid < other for _, other, _ in of[:place])]
-    axes.plot(*zip(*front, strict=True), color=colour_of("pra"), linewidth=1.6, label="front")
+    axes.plot(*zip(*front, strict=True) if front else ([], []), color=colour_of("pra"), linewidth=1.6)
     for time, fid, name in of:
         axes.plot([time], [fid], "o", color=colour_of("pra") if (time, fid) in front else colour_of(""), markersize=6)
         axes.annotate(name, (time, fid), xytext=(6, 5), textcoords="offset points", fontsize=9)

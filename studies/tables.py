@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
@@ -187,7 +188,7 @@ def _pareto_table(of: Sequence[Group]) -> list[str]:
     """Every setting, the fastest first, with its FID and time over the default's of the same seeds."""
     default = next((group.by_seed for group in of if group.value == DEFAULT), {})
     lines, near = [], []
-    for group in sorted(of, key=lambda group: group.mean("time_ratio") or 1.0):
+    for group in sorted(of, key=lambda group: group.mean("time_ratio") or math.inf):
         seeds, time = group.by_seed, group.mean("time_ratio")
         over = [row["fid"] / default[seed]["fid"] for seed, row in seeds.items() if seed in default]
         times = [row["time_ratio"] for row in seeds.values() if "time_ratio" in row]
