@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_run_tells_recipe_curves_and_samples(trained):
     (checkpoint,) = load_exhibits([early], CPU)
     assert checkpoint.run == trained
     assert (describe(checkpoint).facts["Weights"], found.missing) == (early.name, "")
+
+
+def test_exhibit_takes_the_folder_of_a_frozen_encoder(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pra.models.condition.ClassCondition.use", lambda _, name: asked.append(name))
+    load_exhibits([trained], CPU, encoder=Path("~/encoder"))
+    assert asked == [str(Path("~/encoder").expanduser())]
 
 
 def test_saved_model_tells_of_itself(trained, tmp_path):

@@ -51,6 +51,10 @@ def test_any_text_has_a_row_and_a_safe_file_name(condition, text):
     assert not set(condition.file_name(0, texts)) & set("/\\<>:\x00\n\x1b. ")
 
 
+def test_empty_text_has_a_file_name_without_a_part(condition):
+    assert [condition.file_name(place, ["a one", ""]) for place in (0, 1)] == ["0000-a-one", "0001"]
+
+
 def test_tokens_depend_on_every_byte_in_both_directions(condition):
     row = torch.from_numpy(ByteRow(16)(1, "abcd"))[None]
     tokens = condition(row)

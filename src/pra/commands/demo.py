@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, Device, Model
+from pra.commands.options import Average, Device, Folder, Model
 from pra.demo.exhibit import load_exhibits
 from pra.demo.page import build_page, gradio, launch_options
 from pra.errors import PraError, reason_of
@@ -27,6 +27,7 @@ def demo_command(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    weights: Folder = None,
     average: Average = EMA,
     device: Device = None,
 ) -> None:
@@ -39,10 +40,11 @@ def demo_command(
         other: A second model to compare with: of the same classes, or one that reads captions and has one class.
         host: Address to listen at; 0.0.0.0 opens the page to the whole network.
         port: Port to listen at.
+        weights: The folder of the models' frozen text encoder, if it has moved.
     """
     check_address(host, port)
     gradio()
-    exhibits = load_exhibits([run] if other is None else [run, other], pick_device(device), average)
+    exhibits = load_exhibits([run] if other is None else [run, other], pick_device(device), average, weights)
     # Services and containers are stopped by SIGTERM: it cleans up as Ctrl-C does.
     with (
         handled(ENDS, signal.default_int_handler),

@@ -82,9 +82,14 @@ class About:
 
 
 def load_exhibits(
-    places: Sequence[Path | None], device: torch.device, average: str = weights.EMA
+    places: Sequence[Path | None],
+    device: torch.device,
+    average: str = weights.EMA,
+    encoder: Path | None = None,
 ) -> tuple[Exhibit, ...]:
     """Load one or two models: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is what pra ships.
+
+    ``encoder`` is the folder of their frozen text encoder, if it has moved; a model without one is refused.
 
     Raises:
         PraError: as :func:`pra.load`, or two models whose classes differ: a choice must mean the same for both. A model
@@ -98,6 +103,8 @@ def load_exhibits(
         folder = weights.model_folder(place, average)
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
+        if encoder is not None:
+            model.condition.use(str(encoder.expanduser()))
         tiers = tuple(offered(folder, run, average))
         exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model, tiers))
     classes = [exhibit.model.classes for exhibit in exhibits if exhibit.takes_class]

@@ -88,7 +88,8 @@ class ClassCondition(nn.Module):
 
     def file_name(self, label: int, classes: Sequence[str]) -> str:
         """Name a class in a file's name, such as ``0007-cat``; or a caption by its place among ``classes``."""
-        return f"{label:04d}-{file_part(classes[label])}"
+        part = file_part(classes[label])
+        return f"{label:04d}-{part}" if part else f"{label:04d}"  # an empty caption
 
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:
         """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.
