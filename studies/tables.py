@@ -199,12 +199,13 @@ def _pareto_table(of: Sequence[Group]) -> list[str]:
             _number(1000 * seconds if seconds else None, ".1f"), in_ranges(seeds),
         ]  # fmt: skip
         lines.append(cells)
-        if over and time and statistics.mean(over) <= NEAR:
+        if group.value != DEFAULT and over and time and statistics.mean(over) <= NEAR:
             near.append(f"{group.value}, {1 / time:.2f} times as fast as the default")
     head = ["setting", "evaluations", "FID", "over the default's", "time over the default's", "times as fast"]
     note = "Times are of batches of 16 images; settings took turns, and a ratio is the median over the rounds."
-    fastest = f" The fastest within 5 % of the default's FID: {near[0]}." if near else ""
-    return [*_markdown([*head, "ms per image", "seeds"], lines), "", note + fastest]
+    fastest = f"The fastest within 5 % of the default's FID: {near[0]}." if near else ""
+    fastest = fastest or "No other timed setting is within 5 % of the default's FID."
+    return [*_markdown([*head, "ms per image", "seeds"], lines), "", f"{note} {fastest}"]
 
 
 def _difference(pair: Paired) -> str:
