@@ -128,7 +128,7 @@ def room_beside(axes: Axes, values: Sequence[Sequence[float]], log: bool = False
     low, high = min(map(min, values)), max(map(max, values))
     if log:
         ratio = max(high / low, 1.2)
-        axes.set(xscale="log", xlim=(low / ratio**0.08, high * ratio**0.18))
+        axes.set(xscale="log", xlim=(low / ratio**0.08, high * ratio**0.26))
     else:
         span = max(high - low, 1e-3)
         axes.set_xlim(low - 0.08 * span, high + 0.22 * span)
