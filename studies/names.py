@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from studies.measures import Row
 from studies.settings import SETTINGS
@@ -49,10 +50,10 @@ def name_of(system: str, value: object = "") -> str:
 
 def colour_of(system: str, value: object = "") -> str:
     """Return the colour of the system, or of the system that ``value`` names; grey by default."""
-    return look_of(system, value)["color"]
+    return str(look_of(system, value)["color"])
 
 
-def look_of(system: str, value: object = "") -> dict[str, str]:
+def look_of(system: str, value: object = "") -> dict[str, Any]:
     """Return the colour and marker of the system, or of the system that ``value`` names, as arguments of ``plot``."""
     known = system if system in COLOURS else str(value)
     return {"color": COLOURS.get(known, "#444444"), "marker": MARKERS.get(known, "o")}

@@ -61,7 +61,7 @@ def ticks_between(low: float, high: float) -> list[float]:
 
 
 def dots(
-    axes: Axes, at: float, values: Iterable[float], look: dict[str, str], upright: bool = True, hollow: bool = False
+    axes: Axes, at: float, values: Iterable[float], look: dict[str, Any], upright: bool = True, hollow: bool = False
 ) -> None:
     """Draw a mark for each seed; ``at`` is their place on the x axis, or on the y axis if not ``upright``."""
     values = list(values)
@@ -95,7 +95,7 @@ def banded(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -
         )
 
 
-def _weight(system: str) -> dict[str, float]:
+def _weight(system: str) -> dict[str, Any]:
     """Return the width and drawing order of a system's curve: PRA's is thicker and above the others."""
     return {"linewidth": 2.8, "zorder": ON_TOP} if system == "pra" else {"linewidth": 1.6, "zorder": 2}
 
@@ -103,7 +103,7 @@ def _weight(system: str) -> dict[str, float]:
 def ranking(
     axes: Axes,
     names: Sequence[str],
-    looks: Sequence[dict[str, str]],
+    looks: Sequence[dict[str, Any]],
     values: Sequence[Sequence[float]],
     form: str = ".2f",
 ) -> None:

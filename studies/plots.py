@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from pra.errors import counted
 from studies.catalogue import PRA, Study
 from studies.groups import Group, groups
 from studies.measures import Row
@@ -175,8 +176,7 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
 
 
 def _with_seeds(pair: Paired) -> str:
-    count = len(pair.differences)
-    return f"{pair.group.value}  ({count} seed{'s' if count > 1 else ''})"
+    return f"{pair.group.value}  ({counted(len(pair.differences), 'seed')})"
 
 
 def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:

@@ -86,8 +86,8 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
                 if points := points_of(rows, metric):
                     steps, values = zip(*points, strict=True)
                     marked = len(runs) > 1 or len(points) == 1  # a line needs two points
-                    look = {"marker": marker, "ms": 4, "markevery": 0.2} if marked else {}
-                    (lines[run],) = axes.plot(steps, values, style, color=colour, lw=1.2, label=run, **look)
+                    (lines[run],) = axes.plot(steps, values, style, color=colour, lw=1.2, label=run)
+                    lines[run].set(marker=marker if marked else "", markersize=4, markevery=0.2)
                     held_out, positive = held_out or metric != name, positive and min(values) > 0
         if is_logarithmic(name) and positive:
             axes.set_yscale("log")
