@@ -218,4 +218,5 @@ def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
 def _title(figure: Figure, study: Study, data: str, rows: list[Row]) -> None:
     """Write the study's question, its data, and whose FID it is: not that of Inception features."""
     judge = "" if study.name in ("rollout-gap", "probe") else "; FID with features of the study's own classifier"
-    figure.suptitle(f"{study.question}\n{data}, scale {rows[0]['scale']}{judge}", fontsize=10)
+    question = study.question.replace("`", "")
+    figure.suptitle(f"{question}\n{data}, scale {rows[0]['scale']}{judge}", fontsize=10)
