@@ -89,7 +89,7 @@ def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path
 
 

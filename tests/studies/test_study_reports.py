@@ -12,7 +12,7 @@ from support.refusal import refused
 from studies import SETTINGS, STUDIES
 from studies.catalogue import only
 from studies.groups import groups
-from studies.names import COLOURS, NAMES, in_ranges
+from studies.names import COLOURS, MARKERS, NAMES, in_ranges
 from studies.pairs import paired, two_sided
 from studies.plot_parts import LEAST_SPAN, ticks_between
 from studies.plots import draw, draw_tokens
@@ -225,9 +225,10 @@ def test_commands_reproduce_the_rows_of_all_sessions():
 
 
 def legends(figure):
-    """Return the texts of all legends of a figure."""
+    """Return the texts of all legends of a figure; without a legend, the names along its first y axis."""
     boxes = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
-    return {text.get_text() for legend in boxes for text in legend.get_texts()}
+    found = [text for legend in boxes for text in legend.get_texts()] or figure.axes[0].get_yticklabels()
+    return {text.get_text() for text in found}
 
 
 def drawn(name, rows):
@@ -262,8 +263,8 @@ def test_a_system_has_its_colour_in_every_plot():
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert lines["PRA"].get_color() == lines["random weights (PRA)"].get_color() == COLOURS["pra"]
     assert lines["random weights (PRA)"].get_linestyle() == "--"
-    assert not set(SOLVERS.values()) & set(COLOURS.values())
-    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert not {colour for colour, _ in SOLVERS.values()} & set(COLOURS.values())
+    assert len(set(COLOURS.values())) == len(set(MARKERS.values())) == len(COLOURS)
 
 
 def test_a_dot_for_every_seed():
@@ -282,7 +283,7 @@ def test_accuracy_by_length_is_at_one_guidance():
         for guidance, fid in ((2.0, 1.0 + (best != 2.0)), (3.0, 1.0 + (best != 3.0)))
     ]
     right = drawn("length", rows).axes[1]
-    assert "guidance 3" in right.get_ylabel()
+    assert "guidance scale 3" in right.get_ylabel()
     (line,) = [line for line in right.get_lines() if line.get_label() == "PRA"]
     assert list(line.get_ydata()) == [0.3, 0.3]
 
