@@ -121,7 +121,7 @@ def training(example: Example) -> Figure:
 
     heading(axes, 0.25, 4.3, "Reconstruction pass: the states learn to hold the image")
     pass_one = [
-        thumbnail(axes, places[0], top, example.real[FOLLOWED], "image $x$, in patches", lines=example.columns),
+        thumbnail(axes, places[0], top, example.real[FOLLOWED], "image $x$", lines=example.columns),
         box(axes, places[1], top, "encoder $G$", TRAINED),
         thumbnail(axes, places[2], top, z, f"states $z$: {example.states.shape[2]} numbers each"),
         box(axes, places[3], top, "decoder $D$\ncausal", TRAINED),
@@ -155,7 +155,7 @@ def sampling(example: Example) -> Figure:
     rows = example.model.config.grid[0]
     pictures = [step[FOLLOWED] for step in example.sampled()]
     figure, axes = canvas(11.2, 3.7)
-    heading(axes, 0.25, 3.6, "Raster order, a row of patches after the other")
+    heading(axes, 0.25, 3.6, "The whole image, in raster order")
     steps = []
     for place, done in enumerate(sorted({max(1, round(rows * part / 6)) for part in range(1, 7)})):
         whole = pictures[-1].new_ones(pictures[-1].shape)
@@ -163,13 +163,13 @@ def sampling(example: Example) -> Figure:
         steps.append(thumbnail(axes, 0.8 + 1.92 * place, 2.65, whole, f"after row {done}", lines=example.columns))
     connect(axes, 2.65, steps)
 
-    heading(axes, 0.25, 1.65, "One position: what was written is what is read next")
+    heading(axes, 0.25, 1.65, "One position: the model reads its own patch next")
     middle = 0.85
     chain = [
         box(axes, 1.02, middle, "class tokens,\npatches $x_{<i}$", "white"),
-        box(axes, 3.35, middle, "backbone $F$\nits cache", TRAINED),
-        box(axes, 5.75, middle, "head $v$, an ODE\nfrom noise, guided", TRAINED),
-        box(axes, 8.15, middle, "decoder $D$\nits cache", TRAINED),
+        box(axes, 3.35, middle, "backbone $F$\nwith cache", TRAINED),
+        box(axes, 5.75, middle, "head $v$: ODE,\nguided", TRAINED),
+        box(axes, 8.15, middle, "decoder $D$\nwith cache", TRAINED),
         box(axes, 10.3, middle, "patch $x_i$", "white"),
     ]
     connect(axes, middle, chain, {1: "$h_i$", 2: "$z_i$"})
@@ -186,14 +186,14 @@ def inputs(example: Example) -> Figure:
     """Draw what the backbone reads in training under each choice, beside what it reads in sampling."""
     noised = rollout.noised(example.patches, PIXEL_NOISE, example.keys)
     noised = example.model.unpatchify(torch.cat([noised, example.patches[:, -1:]], dim=1))  # the last is never read
-    columns = [("true\npatches", example.real), (f"pixel noise\n$\\sigma$ = {PIXEL_NOISE:g}", noised)]
-    columns += [(f"decoded\n$t$ = {t:g}", example.written(example.perturbed(t))) for t in TIMES]
-    columns.append(("sampled", example.sampled()[-1]))
+    columns = [("true\npatches", example.real), (f"noise on\npixels, {PIXEL_NOISE:g}", noised)]
+    columns += [(f"states at\n$t$ = {t:g}", example.written(example.perturbed(t))) for t in TIMES]
+    columns.append(("samples", example.sampled()[-1]))
     count, height = len(columns), len(example.real)
     figure = Figure(figsize=(1.12 * count, 1.12 * height + 0.75), layout="constrained", facecolor="white")
     grid = figure.subplots(height, count, squeeze=False)
     for column, (title, pictures) in enumerate(columns):
-        grid[0][column].set_title(title, fontsize=10, color=INK)
+        grid[0][column].set_title(title, fontsize=11, color=INK)
         for row, picture in enumerate(pictures):
             show(grid[row][column], picture)
             grid[row][column].set_axis_off()
@@ -225,7 +225,7 @@ def thumbnail(axes: Axes, x: float, y: float, picture: Tensor, title: str, lines
         axes.plot([x - half + at] * 2, [y - half, y + half], color="white", linewidth=0.4, alpha=0.6)
         axes.plot([x - half, x + half], [y - half + at] * 2, color="white", linewidth=0.4, alpha=0.6)
     axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False, edgecolor=FAINT, linewidth=0.8))
-    axes.text(x, y - half - 0.07, title, ha="center", va="top", fontsize=10, color=INK)
+    axes.text(x, y - half - 0.07, title, ha="center", va="top", fontsize=12, color=INK)
     axes.set_aspect("auto")
     return x - half, x + half
 
@@ -237,7 +237,7 @@ def box(axes: Axes, x: float, y: float, text: str, colour: str, edge: str = INK)
         facecolor=colour, edgecolor=edge, linewidth=1.1,
     )  # fmt: skip
     axes.add_patch(shape)
-    axes.text(x, y, text, ha="center", va="center", fontsize=10, color=INK)
+    axes.text(x, y, text, ha="center", va="center", fontsize=12, color=INK)
     return x - half, x + half
 
 
@@ -253,11 +253,11 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 
 def heading(axes: Axes, x: float, y: float, text: str) -> None:
-    axes.text(x, y, text, ha="left", va="top", fontsize=11.5, fontweight="bold", color=INK)
+    axes.text(x, y, text, ha="left", va="top", fontsize=13.5, fontweight="bold", color=INK)
 
 
 def note(axes: Axes, x: float, y: float, text: str) -> None:
-    axes.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK)
+    axes.text(x, y, text, ha="center", va="center", fontsize=12, color=INK)
 
 
 if __name__ == "__main__":

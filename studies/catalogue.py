@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pra.config import (
     SHORTCUT_STEPS,
@@ -20,7 +21,7 @@ from pra.config import (
 from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import plus
+from pra.recipes.tricks import grouped, plus
 from pra.sampling import solvers
 from studies.ladder import Change, climb, in_equal_seconds
 from studies.measures import Gap, HeldOut, Measure, Probe, Quality, Reconstruction, sweep
@@ -207,6 +208,41 @@ def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell("pra, distilled", short, steps, Solver.SHORTCUT.value, base=run)
 
 
+DEFAULT = "default"
+"""The setting of the study `pareto` that the others are compared with."""
+TOLD = 4 / 3
+"""Largest guidance scale that a second head is told, over the one it is sampled with."""
+
+
+def _pareto(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """Yield the sampler's default, each way to make images faster, and ways together, all at one guidance scale."""
+    run = plus(base(setting, scale))
+
+    def cell(value: str, config: RunConfig, start: RunConfig | None = None, **changes: Any) -> Cell:
+        how = replace(run.sampling, guidance=setting.guidance, **changes)
+        return Cell(PRA, config, (Quality(how, scale.samples),), value, start)
+
+    def one_stream(value: str, start: RunConfig, *steps: int) -> Cell:
+        told = distill.second_head(start, "base", distill.STEPS, TOLD * setting.guidance)
+        along = steps if steps[1:] else None
+        return cell(value, told, start, solver=Solver.SHORTCUT, steps=steps[0], raster_steps=along)
+
+    yield cell(DEFAULT, run)
+    yield cell("Adams-Bashforth, 3 steps", run, solver=Solver.ADAMS_BASHFORTH, steps=3)
+    yield cell("Adams-Bashforth, 2 steps", run, solver=Solver.ADAMS_BASHFORTH, steps=2)
+    yield cell("DPM, 3 steps", run, solver=Solver.DPM, steps=3)
+    yield cell("5, 3, 2 steps along the raster", run, raster_steps=(5, 3, 2))
+    short = distill.second_head(run, "base", distill.STEPS)
+    yield cell("distilled, 1 step", short, run, solver=Solver.SHORTCUT, steps=1)
+    yield one_stream("distilled guidance, 4 steps", run, 4)
+    yield one_stream("distilled guidance, 2, 1, 1 steps", run, 2, 1, 1)
+    yield one_stream("distilled guidance, 1 step", run, 1)
+    for name, group in (("groups-2", (1, 2)), ("groups-4", (2, 2))):
+        start = grouped(run, group)
+        yield cell(name, start)
+        yield one_stream(f"{name}, distilled guidance, 1 step", start, 1)
+
+
 STUDIES = {
     study.name: study
     for study in (
@@ -261,6 +297,7 @@ STUDIES = {
             _probe,
         ),
         Study("solver", "What does the number of head evaluations buy?", ("fashion-64",), _solver),
+        Study("pareto", "How fast can an image be made at what cost in FID?", ("emoji-64", "fashion-64"), _pareto),
     )
 }
 

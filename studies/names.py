@@ -1,8 +1,9 @@
-"""Names of the systems in tables and plots, and the colour of each, the same in all of them."""
+"""Names of the systems in tables and plots, and the colour and marker of each, the same in all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from studies.measures import Row
 from studies.settings import SETTINGS
@@ -24,17 +25,21 @@ NAMES = {
 """Names in tables and plots, by the name that commands take. A head over pixels predicts x or v."""
 
 COLOURS = {
-    "pra": "#d62728",
-    "reconstructed": "#2ca02c",
-    "states": "#ff7f0e",
-    "exact": "#e377c2",
-    "input-noise-x": "#8c564b",
-    "input-noise": "#9467bd",
-    "x-prediction": "#17becf",
-    "teacher-forced": "#1f77b4",
+    "pra": "#d55e00",
+    "reconstructed": "#009e73",
+    "states": "#e69f00",
+    "exact": "#cc79a7",
+    "input-noise-x": "#882255",
+    "input-noise": "#aa4499",
+    "x-prediction": "#56b4e9",
+    "teacher-forced": "#0072b2",
     "jit": "#7f7f7f",
     "pixels": "#000000",
 }
+"""Colours that colour-blind readers tell apart, after Okabe and Ito, and Paul Tol."""
+
+MARKERS = dict(zip(COLOURS, "os^Pv<DXp*", strict=True))
+"""A second way to tell the systems apart."""
 
 
 def name_of(system: str, value: object = "") -> str:
@@ -45,7 +50,13 @@ def name_of(system: str, value: object = "") -> str:
 
 def colour_of(system: str, value: object = "") -> str:
     """Return the colour of the system, or of the system that ``value`` names; grey by default."""
-    return COLOURS.get(system) or COLOURS.get(str(value), "#444444")
+    return str(look_of(system, value)["color"])
+
+
+def look_of(system: str, value: object = "") -> dict[str, Any]:
+    """Return the colour and marker of the system, or of the system that ``value`` names, as arguments of ``plot``."""
+    known = system if system in COLOURS else str(value)
+    return {"color": COLOURS.get(known, "#444444"), "marker": MARKERS.get(known, "o")}
 
 
 def in_ranges(numbers: Iterable[int]) -> str:

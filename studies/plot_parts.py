@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from studies.names import colour_of, name_of
+from studies.names import look_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -61,55 +61,60 @@ def ticks_between(low: float, high: float) -> list[float]:
 
 
 def dots(
-    axes: Axes, at: float, values: Iterable[float], colour: str, upright: bool = True, hollow: bool = False
+    axes: Axes, at: float, values: Iterable[float], look: dict[str, Any], upright: bool = True, hollow: bool = False
 ) -> None:
-    """Each seed a dot; ``at`` is their place on the x axis, or on the y axis where they do not lie ``upright``."""
+    """Draw a mark for each seed; ``at`` is their place on the x axis, or on the y axis if not ``upright``."""
     values = list(values)
     places = [at] * len(values)
     xs, ys = (places, values) if upright else (values, places)
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7}
     if hollow:
-        edge = {"markeredgecolor": colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
-    axes.plot(xs, ys, "o", color=colour, markersize=6, zorder=ON_TOP + 1, **edge)
+        edge = {"markeredgecolor": look["color"], "markeredgewidth": 1.4, "markerfacecolor": "white"}
+    axes.plot(xs, ys, linestyle="none", markersize=7, zorder=ON_TOP + 1, **look, **edge)
 
 
 def curve(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:
-    """Each seed a dot, a hollow one where it is alone, and a line of their means, named for the legend; PRA's above the
-    others and thicker."""
-    colour, width, above = _weight(system)
+    """Draw a mark for each seed, hollow if it is the only one, and the line of their means, named for the legend."""
     for place, values in by_place.items():
-        dots(axes, place, values, colour, hollow=len(values) == 1)
+        dots(axes, place, values, look_of(system), hollow=len(values) == 1)
     means = [statistics.mean(values) for values in by_place.values()]
-    axes.plot(list(by_place), means, color=colour, linewidth=width, zorder=above, label=name_of(system))
+    # Only the legend shows the line's own markers.
+    axes.plot(list(by_place), means, markevery=[], label=name_of(system), **look_of(system), **_weight(system))
 
 
 def banded(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:
-    """A line of the seeds' means in the band from the least to the greatest."""
-    colour, width, above = _weight(system)
+    """Draw the line of the seeds' means in the band from the least to the greatest."""
+    look, weight = look_of(system), _weight(system)
     places, values = list(by_place), list(by_place.values())
     means = [statistics.mean(each) for each in values]
-    axes.plot(places, means, "o-", color=colour, linewidth=width, markersize=3.5, zorder=above, label=name_of(system))
+    axes.plot(places, means, markersize=5, label=name_of(system), **look, **weight)
     if any(len(each) > 1 for each in values):
         lows, highs = [min(each) for each in values], [max(each) for each in values]
-        axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0, zorder=above - 1)
+        axes.fill_between(
+            places, lows, highs, color=look["color"], alpha=0.15, linewidth=0, zorder=weight["zorder"] - 1
+        )
 
 
-def _weight(system: str) -> tuple[str, float, float]:
-    """Colour, width and place of a system's curve."""
-    return colour_of(system), *((2.8, ON_TOP) if system == "pra" else (1.6, 2))
+def _weight(system: str) -> dict[str, Any]:
+    """Return the width and drawing order of a system's curve: PRA's is thicker and above the others."""
+    return {"linewidth": 2.8, "zorder": ON_TOP} if system == "pra" else {"linewidth": 1.6, "zorder": 2}
 
 
 def ranking(
-    axes: Axes, names: Sequence[str], colours: Sequence[str], values: Sequence[Sequence[float]], form: str = ".2f"
+    axes: Axes,
+    names: Sequence[str],
+    looks: Sequence[dict[str, Any]],
+    values: Sequence[Sequence[float]],
+    form: str = ".2f",
 ) -> None:
-    """A line for each name: each seed a dot, the mean of several a stroke, and written beside them."""
-    for place, (colour, each) in enumerate(zip(colours, values, strict=True)):
+    """Draw a line for each name: a mark for each seed, a stroke at the mean of several, and the mean as text."""
+    for place, (look, each) in enumerate(zip(looks, values, strict=True)):
         mean = statistics.mean(each)
         if len(each) > 1:
             axes.plot([mean], [place], "|", color="black", markersize=17, markeredgewidth=1.2, zorder=ON_TOP + 2)
         apart = min(0.14, 0.5 / len(each))  # one above the other, so that equal ones stay two
         for seed, value in enumerate(each):
-            dots(axes, place + apart * (seed - (len(each) - 1) / 2), [value], colour, upright=False)
+            dots(axes, place + apart * (seed - (len(each) - 1) / 2), [value], look, upright=False)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": box}
         axes.annotate(f"{mean:{form}}", (max(each), place), xytext=(9, 0), **beside)
@@ -123,18 +128,18 @@ def room_beside(axes: Axes, values: Sequence[Sequence[float]], log: bool = False
     low, high = min(map(min, values)), max(map(max, values))
     if log:
         ratio = max(high / low, 1.2)
-        axes.set(xscale="log", xlim=(low / ratio**0.08, high * ratio**0.18))
+        axes.set(xscale="log", xlim=(low / ratio**0.08, high * ratio**0.26))
     else:
         span = max(high - low, 1e-3)
         axes.set_xlim(low - 0.08 * span, high + 0.22 * span)
 
 
-def legend_beside(figure: Figure, panels: Axes | Sequence[Axes], order: Sequence[str] = ()) -> None:
-    """The curves' names in the given order, to the right of all panels."""
+def legend_below(figure: Figure, panels: Axes | Sequence[Axes], order: Sequence[str] = (), note: str = "") -> None:
+    """Name the curves in the given order, below all panels and a note."""
     named: dict[str, Artist] = {}
     for axes in panels if isinstance(panels, Sequence) else [panels]:
         handles, texts = axes.get_legend_handles_labels()
         named |= dict(zip(texts, handles, strict=True))
     labels = sorted(named, key=lambda name: order.index(name) if name in order else len(order))
     if labels:
-        figure.legend([named[label] for label in labels], labels, loc="outside right center", fontsize=9)
+        figure.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=4, title=note)

@@ -6,21 +6,24 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from pra.errors import counted
 from studies.catalogue import PRA, Study
 from studies.groups import Group, groups
 from studies.measures import Row
-from studies.names import colour_of, described, name_of
+from studies.names import colour_of, described, look_of, name_of
 from studies.pairs import Paired, paired, unchanged
-from studies.plot_parts import banded, curve, legend_beside, logarithmic, ranking, room_beside
-from studies.plots_sampling import draw_gap, draw_solver
+from studies.plot_parts import banded, curve, legend_below, logarithmic, ranking, room_beside
+from studies.plots_sampling import draw_gap, draw_pareto, draw_solver
 from studies.report_probe import draw_probe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEST = "FID at the best guidance"
-DOTS = "dot: a seed, hollow if it is the only one; line: mean over seeds"
+BEST = "FID at the best guidance scale"
+DOTS = "mark: a seed, hollow if it is the only one\nline: mean over seeds"
+SIZE = (9, 5)
+"""Width and height of a figure in inches: a page of the documentation shows it 700 pixels wide."""
 WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
 """For each system that perturbs its inputs, the system without the perturbation."""
 NONE = (1.0, 0.0)
@@ -45,11 +48,12 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
         "recipe": _draw_ablation,
         "rollout-gap": draw_gap,
         "solver": draw_solver,
+        "pareto": draw_pareto,
         "probe": draw_probe,
     }[study.name]
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     drawn(figure, rows)
-    figure.suptitle(f"{study.question}\n{described(rows)}, scale {rows[0]['scale']}")
+    _title(figure, study, described(rows), rows)
     return figure
 
 
@@ -57,19 +61,18 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
     """Plot each system's best FID on the left, and its FID by guidance scale on the right."""
     left, right = figure.subplots(1, 2)
     of = sorted(groups(rows), key=lambda group: group.fid)
-    names, colours = [name_of(group.system) for group in of], [colour_of(group.system) for group in of]
-    ranking(left, names, colours, [group.best for group in of])
+    ranking(left, [name_of(g.system) for g in of], [look_of(g.system) for g in of], [g.best for g in of])
     room_beside(left, [group.best for group in of], log=True)
-    left.set(xlabel=f"{BEST}: lower is better\n(dot: a seed; stroke: mean over seeds)")
+    left.set(xlabel=f"{BEST} (lower is better)\nmark: a seed; stroke: mean over seeds")
     for group in of:
         banded(right, group.by_guidance, group.system)
-    right.set(xlabel="guidance scale (1: none)", ylabel="FID (line: mean over seeds; band: least to greatest)")
+    right.set(xlabel="guidance scale (1: no guidance)\nline: mean over seeds; band: least to greatest", ylabel="FID")
+    right.set_title("colours and marks as on the left", fontsize=9)
     right.set_xticks(sorted({guidance for group in of for guidance in group.by_guidance}))
     right.set_xticklabels([f"{tick:g}" for tick in right.get_xticks()])
     right.grid(alpha=0.3)
     logarithmic(left, "x")
     logarithmic(right)
-    legend_beside(figure, right, names)
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
@@ -89,8 +92,8 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
             mean = statistics.mean(strengths[none])
             axes.axhline(mean, color=colour_of(same), linestyle=":", label=name_of(same))
     if systems:
-        pixels.set_xlabel("standard deviation of the noise on pixels in [-1, 1] (0: none)")
-        pixels.set_title("pixels are noised", fontsize=10)
+        pixels.set_xlabel("standard deviation of the noise\non pixels in [-1, 1] (0: none)")
+        pixels.set_title("noise on pixels", fontsize=10)
     if systems and own:
         # Do not draw one lucky seed beside the mean of three.
         most = max(group.seeds for group in own)
@@ -99,13 +102,13 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
         beside = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
         where, place = ("axes fraction", "data"), (1.0, best.fid)
         pixels.annotate(f"PRA's best, t_min = {best.value:g}", place, xycoords=where, color=colour_of(PRA), **beside)
-    states.set(xlabel=f"t_min of PRA's perturbation of states (1: none; 0: strongest)\n({DOTS})", ylabel=BEST)
-    states.set_title("states are perturbed before they are decoded", fontsize=10)
+    states.set(xlabel=f"t_min of PRA's perturbation (1: none; 0: strongest)\n{DOTS}", ylabel=BEST)
+    states.set_title("perturbed states, decoded to pixels", fontsize=10)
     states.invert_xaxis()
     logarithmic(states)
     for axes in panels:
         axes.grid(alpha=0.3)
-    legend_beside(figure, list(panels))
+    legend_below(figure, list(panels))
 
 
 def _by_value(of: Sequence[Group]) -> dict[float, list[float]]:
@@ -126,16 +129,16 @@ def _draw_length(figure: Figure, rows: list[Row]) -> None:
         right_of = {group.value * apart: [row["accuracy"] for row in group.at(guidance) if "accuracy" in row]
                     for group in own}  # fmt: skip
         curve(right, {at: values for at, values in right_of.items() if values}, system)
-    left.set(ylabel=f"{BEST} (lower is better)")
-    right.set(ylabel=f"accuracy at guidance {guidance:g} (higher is better)")
+    left.set(ylabel=f"{BEST} \n(lower is better)")
+    right.set(ylabel=f"accuracy at guidance scale {guidance:g}\n(higher is better)")
     for axes in (left, right):
-        axes.set(xlabel=f"training steps\n({DOTS})", xscale="log")
+        axes.set(xlabel=f"training steps\n{DOTS}", xscale="log")
         axes.set_xticks(every, [str(steps) for steps in every])
         axes.minorticks_off()
         axes.margins(x=0.12)
         axes.grid(alpha=0.3)
     logarithmic(left)
-    legend_beside(figure, left, [name_of(system) for system in systems])
+    legend_below(figure, left, [name_of(system) for system in systems])
 
 
 def _last(of: Sequence[Group], system: str) -> float:
@@ -158,24 +161,23 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
     shown = sorted((pair for pair in beside if pair.differences), key=lambda pair: pair.mean)
     if reference is None or not shown:
         of = sorted(of, key=lambda group: group.fid)
-        ranking(axes, [str(g.value) for g in of], [colour_of(g.system) for g in of], [g.best for g in of])
-        axes.set(xlabel=f"{BEST} (dot: a seed; stroke: mean over seeds)")
+        ranking(axes, [str(g.value) for g in of], [look_of(g.system) for g in of], [g.best for g in of])
+        axes.set(xlabel=f"{BEST} (mark: a seed; stroke: mean over seeds)")
         return
     values = [list(pair.differences.values()) for pair in shown]
-    ranking(axes, [_with_seeds(pair) for pair in shown], ["#444444"] * len(shown), values, "+z.2f")
+    ranking(axes, [_with_seeds(pair) for pair in shown], [look_of("")] * len(shown), values, "+z.2f")
     room_beside(axes, [*values, [0.0]])
     label = f"PRA, FID {reference.fid:.2f}"
     axes.axvline(0, color=colour_of(PRA), linewidth=1.5, label=label)
     if reference.spread is not None:
         label = f"± standard deviation of PRA's own {reference.seeds} seeds"
         axes.axvspan(-reference.spread, reference.spread, color=colour_of(PRA), alpha=0.12, linewidth=0, label=label)
-    axes.set(xlabel="FID of the variant minus PRA's on the same seed, each at its best guidance (right: worse)")
+    axes.set(xlabel="FID minus PRA's on the same seed, each at its best guidance scale\n(right: worse than PRA)")
     axes.legend(loc="upper right", fontsize=9)
 
 
 def _with_seeds(pair: Paired) -> str:
-    count = len(pair.differences)
-    return f"{pair.group.value}  ({count} seed{'s' if count > 1 else ''})"
+    return f"{pair.group.value}  ({counted(len(pair.differences), 'seed')})"
 
 
 def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
@@ -195,7 +197,7 @@ def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
             sizes[of["jit"].value] = {name: [fid / of["jit"].fid for fid in g.best] for name, g in of.items()}
     if len(sizes) < 2:
         return None
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     systems = list(dict.fromkeys(system for size in sorted(sizes, reverse=True) for system in sizes[size]))
     largest = sizes[max(sizes)]
@@ -203,12 +205,19 @@ def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
     for place, system in enumerate(systems):
         apart = 1 + DODGE * (place - (len(systems) - 1) / 2)
         curve(axes, {size * apart: of[system] for size, of in sorted(sizes.items()) if system in of}, system)
-    axes.set(xscale="log", xlabel=f"numbers in a token\n({DOTS})")
+    axes.set(xscale="log", xlabel=f"token dimension (numbers in a patch)\n{DOTS}")
     axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
     axes.margins(x=0.15)
     logarithmic(axes)
     axes.set(ylabel="FID divided by JiT's at the same token size\n(above 1: worse than JiT)")
     axes.grid(alpha=0.3)
-    legend_beside(figure, axes, [name_of(system) for system in systems])
-    figure.suptitle(f"{study.question}\n{rows[0]['dataset']}, scale {rows[0]['scale']}", fontsize=11)
+    legend_below(figure, axes, [name_of(system) for system in systems])
+    _title(figure, study, rows[0]["dataset"], rows)
     return figure
+
+
+def _title(figure: Figure, study: Study, data: str, rows: list[Row]) -> None:
+    """Write the study's question, its data, and whose FID it is: not that of Inception features."""
+    judge = "" if study.name in ("rollout-gap", "probe") else "; FID with features of the study's own classifier"
+    question = study.question.replace("`", "")
+    figure.suptitle(f"{question}\n{data}, scale {rows[0]['scale']}{judge}", fontsize=10)

@@ -1,16 +1,18 @@
-"""Plots of the studies `rollout-gap` and `solver`."""
+"""Plots of the studies `rollout-gap`, `solver` and `pareto`."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
+from studies.groups import groups
 from studies.measures import Row
-from studies.names import name_of
-from studies.plot_parts import ON_TOP, banded, legend_beside, logarithmic
+from studies.names import colour_of, name_of
+from studies.plot_parts import ON_TOP, banded, legend_below, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,26 +22,20 @@ FLOOR = 1e-4
 """Smallest gap drawn: estimates from a thousand samples cannot tell smaller gaps from zero."""
 
 SOLVERS = {
-    "midpoint": "#1b9e77",
-    "adams-bashforth": "#d95f02",
-    "dpm": "#7570b3",
-    "heun": "#666666",
-    "euler": "#66a61e",
-    "euler-maruyama": "#e6ab02",
-    "shortcut": "#e7298a",
+    "midpoint": ("#1b9e77", "o"),
+    "adams-bashforth": ("#d95f02", "s"),
+    "dpm": ("#7570b3", "D"),
+    "heun": ("#666666", "X"),
+    "euler": ("#66a61e", "^"),
+    "euler-maruyama": ("#e6ab02", "v"),
+    "shortcut": ("#e7298a", "*"),
 }
-"""Other colours than those of the systems."""
+"""Colour and marker of each solver; other colours than those of the systems."""
 
-GRIDS: dict[str, tuple[Any, str]] = {
-    "": ("-", "o"),
-    "cosine": ("--", "s"),
-    "logit-normal": (":", "^"),
-    "learnt": ("-.", "D"),
-}
+GRIDS = ("", "cosine", "logit-normal", "learnt")
+"""Grids of times, a panel each."""
 WORST = 6.0
 """Upper edge of a plot of solvers, as a multiple of the best FID; higher points are named at the edge."""
-DODGE = 0.004
-"""Shift between solvers with the same number of evaluations, as a fraction of that number."""
 
 
 def draw_gap(figure: Figure, rows: list[Row]) -> None:
@@ -56,9 +52,9 @@ def draw_gap(figure: Figure, rows: list[Row]) -> None:
         for axes, figure_of, floor in curves:
             banded(axes, _by_raster_row(own, figure_of, floor), system)
     titles = (
-        "Conditions: outputs of the backbone\n(gap between sampling and training)",
-        "Inputs of the backbone\n(gap between sampling and training)",
-        "Flow loss on the model's own rollouts\nover that in training",
+        "conditions\n(outputs of the backbone)",
+        "inputs of the backbone",
+        "flow loss on the model's rollouts\ndivided by that in training",
     )
     panels[2].axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     count = math.isqrt(rows[0]["tokens"])
@@ -68,13 +64,13 @@ def draw_gap(figure: Figure, rows: list[Row]) -> None:
         axes.set_xlabel("row of patches, from the top")
         logarithmic(axes)
         axes.grid(alpha=0.3)
-    legend_beside(figure, panels[0], [name_of(system) for system in systems])
-    figure.supxlabel(
-        "Gap: energy coefficient. 0: in sampling distributed as in training; 1: as far apart as can be. "
-        f"Smaller gaps than {FLOOR:g} are drawn at it. Loss: 1 is as in training.\n"
-        "Lines: the mean over seeds and a row of patches; bands: from the least to the greatest seed.",
-        fontsize=9,
+    panels[0].set_ylabel("gap between sampling and training")
+    note = (
+        "Gap: energy coefficient. 0: distributed in sampling as in training; 1: as far apart as possible.\n"
+        f"Gaps below {FLOOR:g} are drawn at {FLOOR:g}. A loss of 1 is as in training.\n"
+        "Line: mean over seeds and a row of patches; band: from the least to the greatest seed."
     )
+    legend_below(figure, panels[0], [name_of(system) for system in systems], note)
 
 
 def _loss_ratio(row: Row) -> float | None:
@@ -105,50 +101,66 @@ def _by_raster_row(rows: list[Row], figure_of: Callable[[Row], float | None], fl
 
 
 def draw_solver(figure: Figure, rows: list[Row]) -> None:
-    """A colour for each solver, a style of line for each grid of times; distilled heads among them."""
+    """Plot FID by evaluations of the head: a panel for each grid of times, a curve for each solver."""
+    named = [(*row["solver"].partition(", ")[::2], row) for row in rows]
+    grids = sorted({grid for _, grid, _ in named}, key=lambda grid: (*GRIDS, grid).index(grid))
+    order = sorted({solver for solver, _, _ in named}, key=lambda solver: (*SOLVERS, solver).index(solver))
+    shape = {"width_ratios": [2 if grid == "" else 1 for grid in grids]}
+    panels = dict(
+        zip(grids, figure.subplots(1, len(grids), sharey=True, squeeze=False, gridspec_kw=shape)[0], strict=True)
+    )
+    means: dict[tuple[str, str, int], float] = {}
+    for grid, solver in itertools.product(grids, order):
+        own = [row for name, times, row in named if (name, times) == (solver, grid)]
+        fids = {at: [row["fid"] for row in own if row["evaluations"] == at] for at in _counts(own)}
+        means |= {(solver, grid, at): statistics.mean(values) for at, values in fids.items()}
+        if own:
+            colour, marker = SOLVERS.get(solver, ("#444444", "x"))
+            heights = [means[solver, grid, at] for at in fids]
+            label = f"{solver} ({name_of(own[0]['system'])})" if "," in own[0]["system"] else solver
+            panels[grid].plot(list(fids), heights, marker=marker, color=colour, label=label, zorder=ON_TOP)
+            panels[grid].vlines(list(fids), *_ends(fids.values()), color=colour, linewidth=1, alpha=0.6)
+    best = min(means.values())
+    for grid, axes in panels.items():
+        axes.set_title(f"{grid or 'uniform'} times", fontsize=10)
+        axes.set(xlabel="NFE", xscale="log", ylim=(0.9 * best, 1.05 * WORST * best))
+        counts = _counts(row for _, times, row in named if times == grid)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.margins(x=0.15)
+        logarithmic(axes)
+        axes.grid(alpha=0.3)
+    panels[grids[0]].set_ylabel("FID (lower is better)")
+    note = "NFE: evaluations of the head per token; mark: mean over seeds; bar: from the least to the greatest"
+    above = [
+        f"{' '.join(filter(None, key[:2]))} {mean:.1f} at {key[2]}"
+        for key, mean in means.items()
+        if mean > WORST * best
+    ]
+    if above:
+        note += "\n" + textwrap.fill(f"Above the upper edge, FID: {', '.join(above)} evaluations", 110)
+    legend_below(figure, list(panels.values()), note=note)
+
+
+def _counts(rows: Iterable[Row]) -> list[int]:
+    return sorted({row["evaluations"] for row in rows})
+
+
+def _ends(values: Iterable[list[float]]) -> tuple[list[float], list[float]]:
+    """Return the least and the greatest of each list."""
+    return [min(each) for each in values], [max(each) for each in values]
+
+
+def draw_pareto(figure: Figure, rows: list[Row]) -> None:
+    """Plot FID over the time of each setting, means over the seeds; a line joins those that no other setting beats."""
     axes: Axes = figure.subplots()
-    fids: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for row in sorted(rows, key=lambda row: row["evaluations"]):
-        fids.setdefault((row["system"], row["solver"]), {}).setdefault(row["evaluations"], []).append(row["fid"])
-    means = {key: {at: statistics.mean(each) for at, each in found.items()} for key, found in fids.items()}
-    best = min(mean for found in means.values() for mean in found.values())
-    above: list[str] = []
-    for place, (key, found) in enumerate(fids.items()):
-        solver, _, grid = key[1].partition(", ")
-        colour, (style, marker) = SOLVERS.get(solver, "#444444"), GRIDS.get(grid, ("-", "x"))
-        apart = 1 + DODGE * (place - (len(fids) - 1) / 2)
-        at, heights = [apart * count for count in found], list(means[key].values())
-        axes.plot(at, heights, style, marker=marker, color=colour, markersize=5, zorder=ON_TOP)
-        several = [(x, min(each), max(each)) for x, each in zip(at, found.values(), strict=True) if len(each) > 1]
-        if several:
-            axes.vlines(*zip(*several, strict=True), color=colour, linewidth=1, alpha=0.6)
-        above += [f"{key[1]} {mean:.1f} at {count}" for count, mean in means[key].items() if mean > WORST * best]
-    label = "evaluations of the head per token"
-    if any(len(each) > 1 for found in fids.values() for each in found.values()):
-        label += " (marks: means over seeds, bars: from the least to the greatest)"
-    axes.set(xlabel=label, xscale="log", ylabel="FID (lower is better)")
-    axes.set(yscale="log", ylim=(0.9 * best, 1.05 * WORST * best))
-    every = sorted({row["evaluations"] for row in rows})
-    axes.set_xticks(every, [str(count) for count in every])
+    of = sorted((time, group.fid, str(group.value)) for group in groups(rows) if (time := group.mean("time_ratio")))
+    front = [(time, fid) for place, (time, fid, _) in enumerate(of) if all(fid < other for _, other, _ in of[:place])]
+    axes.plot(*zip(*front, strict=True) if front else ([], []), color=colour_of("pra"), linewidth=1.6)
+    for time, fid, name in of:
+        axes.plot([time], [fid], "o", color=colour_of("pra") if (time, fid) in front else colour_of(""), markersize=6)
+        axes.annotate(name, (time, fid), xytext=(6, 5), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="time per image over the default's (left: faster)", ylabel="FID (lower is better)")
+    axes.margins(x=0.15)
+    logarithmic(axes, "x")
     logarithmic(axes)
     axes.grid(alpha=0.3)
-    if above:
-        axes.set_title(textwrap.fill(f"Above the upper edge, FID: {', '.join(above)} evaluations", 130), fontsize=9)
-    _legend_of_solvers(figure, rows)
-
-
-def _legend_of_solvers(figure: Figure, rows: list[Row]) -> None:
-    from matplotlib.lines import Line2D
-
-    solvers = {row["solver"].partition(", ")[0]: row["system"] for row in rows}
-    grids = {row["solver"].partition(", ")[2] for row in rows}
-    handles = [Line2D([], [], color="none", label="Solver")]
-    for solver in sorted(solvers, key=lambda name: list(SOLVERS).index(name) if name in SOLVERS else len(SOLVERS)):
-        own_head = "," in solvers[solver]
-        label = f"{solver} ({name_of(solvers[solver])})" if own_head else solver
-        handles.append(Line2D([], [], color=SOLVERS.get(solver, "#444444"), linewidth=3, label=label))
-    handles += [Line2D([], [], color="none", label=""), Line2D([], [], color="none", label="Grid of times")]
-    for grid in [*(name for name in GRIDS if name in grids), *sorted(grids - GRIDS.keys())]:
-        style, marker = GRIDS.get(grid, ("-", "x"))
-        handles.append(Line2D([], [], color="black", linestyle=style, marker=marker, label=grid or "uniform"))
-    figure.legend(handles=handles, loc="outside right center", fontsize=9, handlelength=3.5)

@@ -18,9 +18,14 @@ COLUMNS = (
     "recall", "seams", "reconstruction_fid", "psnr", "ssim", "reconstruction_seams", "position", "input_gap",
     "condition_gap", "training_loss",
     "rollout_loss", "layer", "pooling", "time", "top1", "validation", "held_out", "sample_seconds",
+    "seconds_per_image", "time_ratio",
     "run", "measured", "judge", "commit", "hardware",
 )  # fmt: skip
 """The columns of all studies; a column that a study does not fill is left out of its file."""
+
+
+TIMED = ("seconds_per_image", "time_ratio")
+"""Columns of the study `pareto`. Times compare within one session only, so other studies do not take them over."""
 
 
 class Records:
@@ -45,7 +50,9 @@ class Records:
         # A measurement has one row, or one per position or probed layer, under however many labels it stands.
         self._known: dict[tuple[str, str], dict[tuple[object, ...], Row]] = {}
         for path in sorted(folder.glob(f"*/{RESULTS}")):
-            self._remember(read_rows(path))
+            rows = read_rows(path)
+            self._remember({name: value for name, value in row.items() if name not in TIMED} for row in rows)
+        self._remember(self.rows)
 
     def known(self, run: str, measured: str, judge: str) -> list[Row]:
         """The rows of a measurement that this study or another has made, or an empty list.

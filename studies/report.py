@@ -89,14 +89,14 @@ def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path
 
 
 def _about(study: Study, rows: list[Row]) -> str:
     images = sorted({row["images"] for row in rows if "fid" in row})
     figures = "FID is"
-    if study.name not in ("rollout-gap", "solver"):
+    if study.name not in ("rollout-gap", "solver", "pareto"):
         figures = "accuracy is how often that sees the class that was asked for; FID, KID, precision and recall are"
     judged = (
         f"{' or '.join(map(str, images))} samples of each run are judged by the features of a classifier fitted on the "
@@ -112,10 +112,12 @@ def _about(study: Study, rows: list[Row]) -> str:
 def commands(study: Study, rows: list[Row]) -> list[str]:
     """Return the commands that make these rows, and a note on what else they make.
 
-    Systems, or rungs of the study `recipe`, with other seeds have their own line. ``--compile`` is faster.
+    Systems, or values of the studies `recipe` and `pareto`, with other seeds have their own line. ``--compile`` is
+    faster.
     """
     setting, scale = rows[0]["setting"], rows[0]["scale"]
-    column, option, separator = ("value", "--values", "|") if study.name == "recipe" else ("system", "--systems", ",")
+    by_value = study.name in ("recipe", "pareto")
+    column, option, separator = ("value", "--values", "|") if by_value else ("system", "--systems", ",")
     seeds: dict[str, set[int]] = {}
     for row in rows:
         seeds.setdefault(row[column], set()).add(row["seed"])

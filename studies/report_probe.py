@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from studies.measures import Row
-from studies.names import colour_of, in_ranges, name_of
-from studies.plot_parts import ON_TOP, legend_beside, ranking, room_beside
+from studies.names import in_ranges, look_of, name_of
+from studies.plot_parts import ON_TOP, ranking, room_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,14 +62,14 @@ def probe_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def draw_probe(figure: Figure, rows: list[Row]) -> None:
-    """Each system at what validation chooses; and the mean token of each layer."""
+    """Plot each system at what validation chooses on the left, and the mean token of each layer on the right."""
     left, right = figure.subplots(1, 2)
     ways = by_name(rows)
     order = sorted(ways, key=lambda name: -chosen(ways[name]).mean)
-    colours = {named(row): colour_of(row["system"], row.get("value")) for row in rows}
+    looks = {named(row): look_of(row["system"], row.get("value")) for row in rows}
     best = {name: chosen(ways[name]) for name in order}
     top1 = [[100 * value for value in best[name].top1] for name in order]
-    ranking(left, order, [colours[name] for name in order], top1, ".1f")
+    ranking(left, order, [looks[name] for name in order], top1, ".1f")
     room_beside(left, top1)
     random = {named(row) for row in rows if row["system"] == "random"}
     for name in order:
@@ -77,18 +77,15 @@ def draw_probe(figure: Figure, rows: list[Row]) -> None:
         above = ON_TOP if name == name_of("pra") else 2
         if layered:
             at, heights = [way.layer for way in layered], [100 * way.mean for way in layered]
-            style = "o--" if name in random else "o-"
-            width = 2.8 if above == ON_TOP else 1.5
-            right.plot(
-                at, heights, style, color=colours[name], linewidth=width, markersize=3.5, zorder=above, label=name
-            )
+            style, width = "--" if name in random else "-", 2.8 if above == ON_TOP else 1.5
+            right.plot(at, heights, style, linewidth=width, markersize=5, zorder=above, label=name, **looks[name])
         else:
-            right.axhline(100 * best[name].mean, color=colours[name], linewidth=1, linestyle=":", label=name)
-    left.set(xlabel="top-1 (%), layer and pooling by validation\n(each dot a seed, the stroke their mean)")
-    right.set(xlabel="block of the model", ylabel="top-1 (%) of the tokens' mean, over seeds")
+            right.axhline(100 * best[name].mean, color=looks[name]["color"], linestyle=":", label=name)
+    left.set(xlabel="top-1 accuracy (%), layer and pooling by validation\nmark: a seed; stroke: mean over seeds")
+    right.set(xlabel="block of the model", ylabel="top-1 accuracy (%) of the mean token")
+    right.set_title("colours and marks as on the left\ndashed: random weights; dotted: raw pixels", fontsize=9)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.grid(alpha=0.3)
-    legend_beside(figure, right, order)
     figure.supxlabel(_error_of_counting(rows, statistics.mean(each.mean for each in best.values())), fontsize=9)
 
 

@@ -29,6 +29,7 @@ class Setting:
     run cost about the same in every setting, except in a setting that ``lengthens`` another. ``t_min`` and
     ``input_noise`` are the best strengths that the study `noise` has found in this setting, or in the most similar one,
     for PRA and for the systems of that name. ``further_guidances`` are searched if the best lies beyond the scale's.
+    ``guidance`` is that of the recipe for these data.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setting:
     t_min: float = 0.9
     input_noise: float = 0.1
     further_guidances: tuple[float, ...] = ()
+    guidance: float = 1.5
     lengthens: str = ""
 
     @property
@@ -73,18 +75,18 @@ _SETTINGS = {
         Setting(
             name="emoji-16", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
             num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2, t_min=0.6, input_noise=0.5,
-            further_guidances=(4.0, 6.0, 9.0),
+            further_guidances=(4.0, 6.0, 9.0), guidance=3.0,
         ),
         Setting(
             name="emoji-64", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
             num_classes=9, patch_size=8, state_dim=12, batch_size=32, t_min=0.6, input_noise=0.5,
-            further_guidances=(4.0, 6.0, 9.0),
+            further_guidances=(4.0, 6.0, 9.0), guidance=3.0,
         ),
         # The same pictures in as many tokens of 48 numbers as emoji-16 has of 768.
         Setting(
             name="emoji-16-small", dataset="emoji", data=_EMOJI, image_size=16, channels=3,
             num_classes=9, patch_size=4, state_dim=12, batch_size=64, length=2, t_min=0.6, input_noise=0.5,
-            further_guidances=(4.0, 6.0, 9.0),
+            further_guidances=(4.0, 6.0, 9.0), guidance=3.0,
         ),
     )
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from studies.records import Records
 from studies.report import samples_name, write_report
 from studies.run import Job, Workplace, run_jobs
 from studies.settings import Scale, Setting
+from studies.times import add_times
 
 PICTURED = ("systems", "systems-plus", "length", "token-dimension")
 """Studies that compare systems, whose samples a reader wants to see."""
@@ -60,6 +62,8 @@ def run_study(
         judges.append(judge)
     try:
         missing = run_jobs(jobs, records, place, progress)
+        if study.name == "pareto":
+            _add_times(study, judges, scale, seeds, records, place)
         shown = [records.path.parent / samples_name(judge.setting.name, scale.name) for judge in judges]
         for judge, path in zip(judges, shown, strict=True):
             if study.name in PICTURED and (missing or not path.exists()):
@@ -67,6 +71,16 @@ def run_study(
     finally:
         files = write_report(study, records.rows, out / study.name) if records.rows else []
     return [records.path, *files, *(path for path in shown if path.exists())], missing
+
+
+def _add_times(
+    study: Study, judges: Sequence[Judge], scale: Scale, seeds: Sequence[int], records: Records, place: Workplace
+) -> None:
+    """Time all settings of a study that have rows, also if this session has judged only some of them."""
+    every = STUDIES.get(study.name, study)
+    for judge, seed in itertools.product(judges, seeds):
+        cells = every.cells(judge.setting, scale)
+        add_times([_job(cell, seed, judge.setting, scale, judge) for cell in cells], records, place)
 
 
 def _write_samples(path: Path, study: Study, judge: Judge, scale: Scale, rows: list[Row], place: Workplace) -> None:

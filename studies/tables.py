@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from studies.catalogue import PRA, Study, shown
+from studies.catalogue import DEFAULT, PRA, Study, shown
 from studies.costs import relative
 from studies.groups import Group, groups
 from studies.ladder import EQUAL_SECONDS
@@ -25,7 +26,7 @@ VARIED = {
 
 LESS = "less PRA's, same seeds"
 """Heading of the differences to PRA in tables of PRA's variants."""
-VARIANTS = ("ablation", "recipe")
+VARIANTS = ("ablation", "recipe", "pareto")
 
 COMPARED = ("systems", "systems-plus", "token-dimension", "length")
 """Studies in which systems stand beside PRA at the same value."""
@@ -37,6 +38,8 @@ def tables(study: Study, rows: list[Row]) -> list[str]:
         return _gap_table(rows)
     if study.name == "solver":
         return _solver_table(rows)
+    if study.name == "pareto":
+        return _pareto_table(groups(rows))
     if study.name == "probe":
         return _markdown(*probe_table(rows))
     of = sorted(groups(rows), key=lambda group: group.fid)
@@ -175,6 +178,34 @@ def _solver_table(rows: list[Row]) -> list[str]:
     guidances = " or ".join(f"{guidance:g}" for guidance in sorted({row["guidance"] for row in rows}))
     note = ["", f"FID by the number of the head's evaluations per token, at guidance {guidances}."]
     return _markdown(["system", "solver, grid of times", *map(str, evaluations), "seeds"], lines) + note
+
+
+NEAR = 1.05
+"""FID over the default's that still counts as equal."""
+
+
+def _pareto_table(of: Sequence[Group]) -> list[str]:
+    """Every setting, the fastest first, with its FID and time over the default's of the same seeds."""
+    default = next((group.by_seed for group in of if group.value == DEFAULT), {})
+    lines, near = [], []
+    for group in sorted(of, key=lambda group: group.mean("time_ratio") or math.inf):
+        seeds, time = group.by_seed, group.mean("time_ratio")
+        over = [row["fid"] / default[seed]["fid"] for seed, row in seeds.items() if seed in default]
+        times = [row["time_ratio"] for row in seeds.values() if "time_ratio" in row]
+        seconds, evaluations = group.mean("seconds_per_image"), group.mean("evaluations")
+        cells = [
+            str(group.value), _number(evaluations, "g"), _with_spread(group.best, ".3f"), _with_spread(over, ".2f"),
+            _with_spread(times, ".3f"), _number(1 / time if time else None, ".2f"),
+            _number(1000 * seconds if seconds else None, ".1f"), in_ranges(seeds),
+        ]  # fmt: skip
+        lines.append(cells)
+        if group.value != DEFAULT and over and time and statistics.mean(over) <= NEAR:
+            near.append(f"{group.value}, {1 / time:.2f} times as fast as the default")
+    head = ["setting", "evaluations", "FID", "over the default's", "time over the default's", "times as fast"]
+    note = "Times are of batches of 16 images; settings took turns, and a ratio is the median over the rounds."
+    fastest = f"The fastest within 5 % of the default's FID: {near[0]}." if near else ""
+    fastest = fastest or "No other timed setting is within 5 % of the default's FID."
+    return [*_markdown([*head, "ms per image", "seeds"], lines), "", f"{note} {fastest}"]
 
 
 def _difference(pair: Paired) -> str:

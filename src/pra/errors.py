@@ -71,6 +71,11 @@ def one_line(text: object, longest: int = 2_000) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``"1 image"`` or ``"2 images"``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def escaped(text: object) -> str:
     """Return a text with unprintable characters and line breaks escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -31,7 +31,7 @@ def pixels(path):
 def test_one_image_once_is_a_picture_of_its_size(call, trained, digits, picture):
     words = ("complete", trained, digits[0], "--seeds", "3", "--rows")
     said = call(*words, "2", "--out", "a.png").out
-    assert said.endswith("1 images continued from 2 of 4 rows, 1 times each: a.png\n")
+    assert said.endswith("1 image continued from 2 of 4 rows, 1 time each: a.png\n")
     assert torch.equal(pixels("a.png")[:4], pixels(digits[0])[:4])
     assert not torch.equal(pixels("a.png")[4:], pixels(digits[0])[4:])
     assert call(*words, "4", "--out", "b.png").code == 0
@@ -92,7 +92,7 @@ def test_bad_options_are_refused(call, trained, picture):
     for options, *parts in (
         ("x.png --rows 5", "rows 5", "0 to 4"),
         ("x.png --rows -1", "rows -1"),
-        ("x.png --rows 1 --label 1,2", "2 classes (--label 1,2) for 1 images"),
+        ("x.png --rows 1 --label 1,2", "2 classes (--label 1,2) for 1 image"),
         ("x.png --rows 1 --label 10", "label 10"),
         ("--rows 1", "IMAGE"),
     ):

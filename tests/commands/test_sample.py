@@ -126,9 +126,13 @@ def test_output_without_a_name_is_the_first_free_one(call, trained, picture, tmp
 
 
 def test_num_tells_the_labels_that_were_sampled(call, trained):
-    for count, labels in ((5, "5 labels"), (1, "1 label"), (12, "10 labels")):
+    for count, images, labels in (
+        (5, "5 images", "5 labels"),
+        (1, "1 image", "1 label"),
+        (12, "12 images", "10 labels"),
+    ):
         answer = call("sample", trained, "--num", count, "--steps", "1", "--out", f"{count}.npz")
-        assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): {count}.npz"
+        assert answer.out.splitlines()[-1] == f"{images} (in turn, {labels}): {count}.npz"
 
 
 def test_sheet_of_many_classes_shows_some_of_them(call, tmp_path, monkeypatch):
@@ -137,7 +141,7 @@ def test_sheet_of_many_classes_shows_some_of_them(call, tmp_path, monkeypatch):
     answer = call(*short)
     assert answer.out.splitlines()[-2:] == [
         "20 of 30 classes, evenly chosen: --labels all draws every one",
-        "20 images (20 labels x 1 seeds): samples.png",
+        "20 images (20 labels x 1 seed): samples.png",
     ]
     for words in (("--labels", "all", "--out", "all.png"), ("--out", "all.npz"), ("--num", 30)):
         assert "evenly" not in call(*short[: 4 if "--num" in words else 6], *words).out

@@ -37,7 +37,7 @@ def test_train_tells_what_it_does_and_what_comes_next(call, pictures, monkeypatc
     assert pra.load("my run").classes == ("cat", "dog")
     assert call(*shlex.split(lines[-1])[2:], "--labels", "dog", "--seeds", "0", "--out", "out").code == 0
     assert [path.name for path in Path("out").iterdir()] == ["0001-dog-seed000000.png"]
-    assert "trained 1 steps to 4" in call(*command, "--steps", "4", *QUICK[2:]).out  # with the classes of its data
+    assert "trained 1 step to 4" in call(*command, "--steps", "4", *QUICK[2:]).out  # with the classes of its data
 
 
 def test_options_and_settings_reach_the_configuration(call):

@@ -183,7 +183,7 @@ def test_data_commands_pack_and_check(photos, tmp_path, capsys):
     packed, report = str(tmp_path / "packed"), tmp_path / "report.json"
     assert cli.main(("data", "pack", photos, packed, "--size", "20", "--format", "png", "--workers", "1")) == 0
     out = capsys.readouterr().out
-    assert f"packed 7 images: 1 shards, 0.000 GB, in {packed}" in out
+    assert f"packed 7 images: 1 shard, 0.000 GB, in {packed}" in out
     assert f"next: pra train RECIPE --data wds:{packed}" in out
     words = ["data", "check", f"wds:{packed}", "--size", "21", "--out", str(report), "--workers", "0"]
     assert cli.main(words) == 0

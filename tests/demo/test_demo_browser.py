@@ -91,7 +91,7 @@ class Visitor:
         self.page.get_by_role("tab", name=tab).click()
 
     def seeds(self, text):
-        self.page.get_by_label("Seed of the first").first.fill(text)
+        self.page.get_by_label("First seed").first.fill(text)
 
     def waits_for(self, text):
         self.page.locator(f".words:visible:has-text({text!r})").first.wait_for()
@@ -213,7 +213,9 @@ def test_phone_completes_an_upload(browser, address, pace, tmp_path):
     visitor.page.locator(".results .words.error:visible").wait_for()
     visitor.page.get_by_label("Clear").first.click()
     chooser.set_input_files(good)
-    visitor.page.get_by_text("photo.jpg (300x200): turned grey, scaled, and the middle 8x8 cut out").wait_for()
+    visitor.page.get_by_text(
+        "photo.jpg (300x200): converted to grey, scaled, then cropped to the middle 8x8"
+    ).wait_for()
     visitor.press("Complete")
     visitor.waits_for("4 pictures in")
     assert visitor.pictures().count() == 4

@@ -76,7 +76,7 @@ def test_each_model_takes_the_steps_it_has_learnt(exhibit, asked):
     assert taken(3)[0] == (3, False)
     assert taken(4) == [(4, True), (4, True)]
     assert [taken(steps)[1][0] for steps in (1, 2, 5, 7, 100)] == [1, 2, 4, 8, 8]
-    for steps, note in ((OWN_STEPS, ""), (4, ""), (10, "8 steps in place of 10: this model takes 1, 2, 4, 8")):
+    for steps, note in ((OWN_STEPS, ""), (4, ""), (10, "8 steps instead of 10: this model takes 1, 2, 4, 8")):
         *_, sheets = answer([exhibit(learnt), exhibit(distilled, "two")], asked(steps=steps, count=1))
         assert [sheet.error for sheet in sheets] == ["", ""]
         assert [sheet.note for sheet in sheets] == ["", note]
@@ -166,7 +166,7 @@ def test_failing_model_does_not_stop_the_other(exhibit, asked, monkeypatch):
 
     monkeypatch.setattr(pra.Sampler, "stream", full)
     *_, (sheet,) = answer([exhibit()], asked())
-    assert sheet.error == "3 pictures at once do not fit into the memory; ask for fewer"
+    assert sheet.error == "not enough memory for 3 pictures at once. Ask for fewer"
 
 
 def test_completions_keep_the_rows_exactly(exhibit, asked):

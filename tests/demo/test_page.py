@@ -140,8 +140,8 @@ def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     props = [component["props"] for component in page.build_page([exhibit(model)]).config["components"]]
     values = {one["label"]: [one.get(key) for key in ("value", "visible", "info")] for one in props if one.get("label")}
     assert values["Class"][:2] == [0, False]
-    assert values["Guidance (1 is off)"][0] == 10
-    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: as the model recommends (100)"]
+    assert values["Guidance scale (1: no guidance)"][0] == 10
+    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: the model's own (100)"]
     monkeypatch.setattr(page, "MOST_LISTED", 3)
     (one, *_) = (o["props"] for o in page.build_page([exhibit()]).config["components"] if o["type"] == "dropdown")
     assert len(one["choices"]) == 2 + 3

@@ -22,13 +22,13 @@ DATA = DataConfig(source="", on_small=OnSmall.UPSCALE)
 
 def test_any_format_and_size_is_fitted_and_told(saved, tmp_path):
     for name, size, mode, told in (
-        ("exact.png", (8, 6), "RGB", "taken as it is"),
-        ("wide.webp", (400, 100), "RGB", "scaled, and the middle 8x6 cut out"),
-        ("small.png", (4, 3), "L", "taken as colour, enlarged to 8x6"),
+        ("exact.png", (8, 6), "RGB", "used unchanged"),
+        ("wide.webp", (400, 100), "RGB", "scaled, then cropped to the middle 8x6"),
+        ("small.png", (4, 3), "L", "converted to colour, enlarged to 8x6"),
         ("palette.gif", (80, 60), "P", "scaled to 8x6"),
         ("print.tif", (80, 60), "CMYK", "scaled to 8x6"),
-        ("bits.bmp", (80, 60), "1", "taken as colour, scaled to 8x6"),
-        ("clear.png", (80, 60), "RGBA", "put on white, scaled to 8x6"),
+        ("bits.bmp", (80, 60), "1", "converted to colour, scaled to 8x6"),
+        ("clear.png", (80, 60), "RGBA", "placed on white, scaled to 8x6"),
     ):
         pixels, line = fit_upload(saved(tmp_path / name, size, mode), LEARNED, DATA)
         assert pixels.shape == (3, 6, 8)
@@ -37,16 +37,16 @@ def test_any_format_and_size_is_fitted_and_told(saved, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, DATA)
-    assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
+    assert line == "turned.jpg (40x30): rotated upright, scaled to 8x6"
 
 
 def test_small_picture_is_padded_where_training_does(exhibit, saved, tmp_path):
     shown = exhibit(random_model(channels=1, image_size=(8, 8)), fit=Fit.PAD)
     pixels, line = fit_upload(saved(tmp_path / "a.png", (6, 4)), shown.model.config, shown.data)
-    assert line == "a.png (6x4): turned grey, padded with black to 8x8"
+    assert line == "a.png (6x4): converted to grey, padded with black to 8x8"
     assert torch.equal(to_uint8(pixels)[0, :2], torch.zeros(2, 8, dtype=torch.uint8))
     _, line = fit_upload(saved(tmp_path / "b.png", (9, 9)), shown.model.config, shown.data)
-    assert line == "b.png (9x9): turned grey, scaled to 8x8"
+    assert line == "b.png (9x9): converted to grey, scaled to 8x8"
 
 
 def test_animation_gives_its_first_picture(tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_animation_gives_its_first_picture(tmp_path, monkeypatch):
     frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(GifImageFile, "n_frames", property(lambda _: pytest.fail("all frames are read")))
-    assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, DATA)[1]
+    assert "first frame of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, DATA)[1]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -113,4 +113,4 @@ def test_jpeg_is_decoded_at_a_fraction_of_its_size(saved, tmp_path, monkeypatch)
     exif[0x0112] = 6
     _, line = fit_upload(saved(tmp_path / "a.jpg", (802, 601), exif=exif), LEARNED, DATA)
     assert loaded[0] == (101, 76)
-    assert line == "a.jpg (601x802): turned upright, scaled, and the middle 8x6 cut out"
+    assert line == "a.jpg (601x802): rotated upright, scaled, then cropped to the middle 8x6"

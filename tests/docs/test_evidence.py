@@ -2,10 +2,12 @@
 
 A table that quotes is marked by a comment before it, which names the study and what its columns are of: a setting, or
 ``setting@value`` where the study varies something, as in ``<!-- figures of length: emoji-64@1200, emoji-64@4800 -->``.
+Figures are FIDs; ``setting:column`` names another column of the study's rows.
 """
 
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -41,12 +43,13 @@ def quoted():
     return found
 
 
-def in_words(group):
-    return f"{group.fid:.2f}" + ("" if group.spread is None else f" ± {group.spread:.2f}")
+def in_words(group, column):
+    values = [row[column or "fid"] for row in group.by_seed.values()]
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def belongs(group, label, value, study):
-    if study in ("noise", "ablation", "recipe"):  # PRA alone, by the value that is varied
+    if study in ("noise", "ablation", "recipe", "pareto"):  # PRA alone, by the value that is varied
         return group.system == "pra" and same(group.value, {"no perturbation": "1"}.get(label, label))
     return group.system == SYSTEMS[label] and (not value or same(group.value, value))
 
@@ -65,10 +68,11 @@ def test_quoted_figures_are_those_of_the_study(place, study, columns, table):
     for label, *cells in table:
         assert len(cells) == len(columns), f"{place}: {label}"
         for cell, column in zip(cells, columns, strict=True):
-            setting, _, value = column.partition("@")
+            setting, _, other = column.partition(":")
+            setting, _, value = setting.partition("@")
             known = groups(row for row in rows if row["setting"] == setting)
             # An empty cell is what has not been measured.
-            expected = [in_words(group) for group in known if belongs(group, label, value, study)] or [""]
+            expected = [in_words(group, other) for group in known if belongs(group, label, value, study)] or [""]
             assert [cell] == expected, f"{place}: {label}, {column}"
 
 

@@ -321,7 +321,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, comp
         "flow": ["run", "other"],
         "auxiliary": ["run", "other"],
         "edges": ["other"],
-        "smallest state deviation": ["run", "other"],
+        "smallest std of the states": ["run", "other"],
     }
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run", "other"]
     for folder, highest in ((run, 2.0), (other, 1e9)):  # a loss that explodes
@@ -336,7 +336,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, comp
     answer = compare(f"rate=1={run}", formula, evaluation(tmp_path / "a.json"), "--out", out)
     assert (answer.code, line(answer, "curves: ")) == (0, f"curves: {out}")
     with Image.open(out) as picture:
-        assert picture.size == (1320, 660)
+        assert picture.size == (1344, 700)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(lambda: module.overlaid(module.read_columns([str(run), formula])), install_command("train"))
     assert compare(run, formula).code == 0  # the table is still there

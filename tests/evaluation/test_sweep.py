@@ -130,7 +130,7 @@ def test_curves_run_along_what_varies():
     ]
     figure = curves(many)
     assert figure is not None
-    assert {axes.get_xlabel() for axes in figure.axes} == {"guidance"}
+    assert {axes.get_xlabel() for axes in figure.axes} == {"guidance scale"}
     assert figure.get_suptitle() == "the 6 best of 8 lines"
     assert len([line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]) == 6
     assert curves([result(1.0, steps=2), result(2.0, steps=2)]) is None

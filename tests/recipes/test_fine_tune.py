@@ -220,7 +220,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monke
     monkeypatch.setattr(fine_tune, "propose", lambda *_: pytest.fail("chosen anew"))
     assert "nothing to train" in train(*command)[1]
     code, text = train("--from", "run/", "--data", "folder:pets", "--steps", 3, *STILL)
-    assert (code, "trained 1 steps to 3" in text) == (0, True), text
+    assert (code, "trained 1 step to 3" in text) == (0, True), text
     assert json.loads((folder / "environment.json").read_text())["initial"] == began
 
     before = contents(folder)
@@ -236,7 +236,7 @@ def test_command_stopped_before_a_checkpoint_begins_again(tmp_path, run, train):
     assert train("--from", run, *command, "--steps", 1)[0] == 0
     shutil.rmtree(tmp_path / "new" / "checkpoints")
     code, text = train(*command)
-    assert (code, "trained 1 steps to 1" in text) == (0, True), text
+    assert (code, "trained 1 step to 1" in text) == (0, True), text
     torch.testing.assert_close(pra.load(tmp_path / "new").head.out.weight, pra.load(run).head.out.weight)  # type: ignore[union-attr]
 
 

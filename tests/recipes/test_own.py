@@ -201,6 +201,6 @@ def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypat
     assert (code, read_run(folder)) == (0, config)
     assert "settings: those of runs/own-photos, chosen when it began" in text
     assert "nothing to train" in text
-    assert "trained 1 steps to 3" in train("--run-dir", folder, "--steps", 3, *command[2:])[1]
+    assert "trained 1 step to 3" in train("--run-dir", folder, "--steps", 3, *command[2:])[1]
     assert train("--data", "digits", "--run-dir", folder)[0] == 2
     assert json.loads((folder / "config.json").read_text())["data"]["source"] == "folder:photos"

@@ -147,6 +147,22 @@ def test_jobs_side_by_side_change_nothing(tmp_path):
     ]
 
 
+def test_settings_are_timed_in_turn_beside_the_default(place, monkeypatch):
+    monkeypatch.setattr(distill, "STEPS", 2)
+    monkeypatch.setattr("studies.times.ROUNDS", 1)
+    names = ["DPM, 3 steps", "distilled guidance, 1 step"]
+    rows = go(only(STUDIES["pareto"], "value", names, DIGITS, SMALL), place)
+    assert [row["value"] for row in rows] == names
+    assert not any("time_ratio" in row for row in rows)  # there is nothing to compare them with
+    rows = go(only(STUDIES["pareto"], "value", ["default"], DIGITS, SMALL), place)
+    assert [(row["value"], row["evaluations"]) for row in rows] == [(names[0], 3), ("default", 10), (names[1], 1)]
+    assert next(row for row in rows if row["value"] == "default")["time_ratio"] == 1
+    assert all(row["seconds_per_image"] > 0 and row["time_ratio"] > 0 for row in rows)
+    monkeypatch.setattr("studies.times.in_turn", lambda *_: pytest.fail("they are timed again"))
+    assert go(only(STUDIES["pareto"], "value", names, DIGITS, SMALL), place) == rows
+    assert "time over the default's" in (place / "studies" / "pareto" / "README.md").read_text()
+
+
 def test_figures_of_another_judge_are_measured_again(place):
     rows = read_rows(place / "studies" / "systems" / "results.csv")
     [judge] = (place / "studies" / "judges").iterdir()

@@ -12,7 +12,7 @@ from support.refusal import refused
 from studies import SETTINGS, STUDIES
 from studies.catalogue import only
 from studies.groups import groups
-from studies.names import COLOURS, NAMES, in_ranges
+from studies.names import COLOURS, MARKERS, NAMES, in_ranges
 from studies.pairs import paired, two_sided
 from studies.plot_parts import LEAST_SPAN, ticks_between
 from studies.plots import draw, draw_tokens
@@ -104,7 +104,7 @@ def test_variants_are_compared_on_their_own_seeds():
 SYSTEMS = pytest.param("systems", marks=pytest.mark.slow)  # slow: it counts the FLOPs of every system
 
 
-@pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver"])
+@pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver", "pareto"])
 def test_committed_pages_match_the_committed_rows(name, tmp_path, monkeypatch):
     """Write the report of the setting with the fewest rows: each of its lines is in the committed page."""
     kept = ROOT / "studies" / name
@@ -119,6 +119,26 @@ def test_committed_pages_match_the_committed_rows(name, tmp_path, monkeypatch):
     lines = readme.read_text().splitlines()
     assert len(lines) > 10
     assert [line for line in lines if line not in page] == []
+
+
+def test_pareto_table_has_ratios_of_the_same_seeds():
+    figures = [
+        ("default", 0, 2.0, 1.0), ("default", 1, 4.0, 1.0), ("groups-4", 0, 4.0, 0.2), ("DPM, 3 steps", 0, 2.0, 0.4),
+        ("DPM, 3 steps", 1, 4.2, 0.6),
+    ]  # fmt: skip
+    times = [{"time_ratio": ratio, "seconds_per_image": 0.02 * ratio} for *_, ratio in figures]
+    rows = [
+        row("pra", seed, 2.0, fid, value=value, evaluations=3, **time)
+        for (value, seed, fid, _), time in zip(figures, times, strict=True)
+    ]
+    lines = tables(STUDIES["pareto"], rows)
+    shown = [(line["setting"], line["over the default's"], line["times as fast"]) for line in table(lines)]
+    assert shown == [
+        ("groups-4", "2.00", "5.00"),
+        ("DPM, 3 steps", "1.02 ± 0.04", "2.00"),
+        ("default", "1.00 ± 0.00", "1.00"),
+    ]
+    assert lines[-1].endswith("within 5 % of the default's FID: DPM, 3 steps, 2.00 times as fast as the default.")
 
 
 def test_probe_table_chooses_by_validation():
@@ -205,9 +225,10 @@ def test_commands_reproduce_the_rows_of_all_sessions():
 
 
 def legends(figure):
-    """Return the texts of all legends of a figure."""
+    """Return the texts of all legends of a figure; without a legend, the names along its first y axis."""
     boxes = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
-    return {text.get_text() for legend in boxes for text in legend.get_texts()}
+    found = [text for legend in boxes for text in legend.get_texts()] or figure.axes[0].get_yticklabels()
+    return {text.get_text() for text in found}
 
 
 def drawn(name, rows):
@@ -242,8 +263,8 @@ def test_a_system_has_its_colour_in_every_plot():
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert lines["PRA"].get_color() == lines["random weights (PRA)"].get_color() == COLOURS["pra"]
     assert lines["random weights (PRA)"].get_linestyle() == "--"
-    assert not set(SOLVERS.values()) & set(COLOURS.values())
-    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert not {colour for colour, _ in SOLVERS.values()} & set(COLOURS.values())
+    assert len(set(COLOURS.values())) == len(set(MARKERS.values())) == len(COLOURS)
 
 
 def test_a_dot_for_every_seed():
@@ -262,7 +283,7 @@ def test_accuracy_by_length_is_at_one_guidance():
         for guidance, fid in ((2.0, 1.0 + (best != 2.0)), (3.0, 1.0 + (best != 3.0)))
     ]
     right = drawn("length", rows).axes[1]
-    assert "guidance 3" in right.get_ylabel()
+    assert "guidance scale 3" in right.get_ylabel()
     (line,) = [line for line in right.get_lines() if line.get_label() == "PRA"]
     assert list(line.get_ydata()) == [0.3, 0.3]
 

@@ -37,7 +37,7 @@ def test_pictures_have_their_rows_and_columns(trained):
         with Image.open(trained / kind / "step-00000020.png") as picture:
             assert picture.size == (columns * cell + GAP, rows * cell + GAP)
     with Image.open(trained / "curves.png") as picture:
-        assert picture.size == (1320, 660)
+        assert picture.size == (1344, 700)
 
 
 def test_pictures_that_a_killed_process_did_not_draw(run, monkeypatch):

@@ -17,6 +17,7 @@ from pra.errors import PraError
 from pra.evaluation.judging import Subject
 from pra.evaluation.sweep import AVERAGE, Point, Result, points
 from pra.models.weights import weights_name
+from pra.sampling import Sampler
 from pra.sampling.requests import changed_sampling
 from pra.utils.files import REPAIR, check_fields, read_json, unreadable
 from pra.utils.provenance import file_sha256
@@ -118,27 +119,37 @@ def named(sampling: SamplingConfig) -> Point:
 def seconds(subject: Subject, settings: Sequence[Point], batch: int, rounds: int) -> list[list[float]]:
     """Return the seconds per image of each setting in each round; they take turns, ``batch`` images at a time."""
     assert subject.requests is not None, "a model that is sampled has requests"
-    labels, seeds, captions = subject.requests.part(range(min(batch, subject.count)))
     samplers = [subject.sampled_with(point.sampling).sampled("time") for point in settings]
-    works = [partial(sampler.sample, labels, seeds, captions) for sampler in samplers]
+    return in_turn(samplers, rounds, subject.requests.part(range(min(batch, subject.count))))
+
+
+def in_turn(
+    samplers: Sequence[Sampler], rounds: int, request: tuple[Sequence[int], Sequence[int], Sequence[str] | None]
+) -> list[list[float]]:
+    """Return the seconds per image of each sampler in each round; ``request`` are labels, seeds and captions."""
+    works = [partial(sampler.sample, *request) for sampler in samplers]
     for work in works:  # compiles, and captures where there are graphs
         work()
     device = samplers[0].device
-    by_round = [[timed(work, device) / len(labels) for work in works] for _ in range(rounds)]
+    by_round = [[timed(work, device) / len(request[1]) for work in works] for _ in range(rounds)]
     return [list(taken) for taken in zip(*by_round, strict=True)]
+
+
+def ratio(times: Sequence[float], first: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, lowest and highest ratio of times to the first sampler's in the same rounds."""
+    ratios = [time / other for time, other in zip(times, first, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def rows(results: Sequence[Result], taken: Sequence[Sequence[float]], own: SamplingConfig) -> list[Row]:
     """Join figures and times; ``own`` is how the model is sampled without options."""
     made = []
     for result, times in zip(results, taken, strict=True):
-        ratios = [time / first for time, first in zip(times, taken[0], strict=True)]
-        ratio = statistics.median(ratios), min(ratios), max(ratios)
-        point, fid = result.point, result.figure("fid")
+        point, fid, over = result.point, result.figure("fid"), ratio(times, taken[0])
         options = Point({"steps": point.sampling.steps}, point.sampling).beside(own).options
         if own.times is not None and "--times" not in options:
             options += ["--time-grid", point.sampling.time_grid.value]  # drops the model's times
-        made.append(Row(point.name, options, to_dict(point.sampling), fid, statistics.median(times), ratio))
+        made.append(Row(point.name, options, to_dict(point.sampling), fid, statistics.median(times), over))
     ahead = [row for row in made if row.fid is not None and not any(_dominates(other, row) for other in made)]
     return [replace(row, front=row in ahead) for row in made]
 

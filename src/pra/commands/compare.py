@@ -36,5 +36,5 @@ def compare_command(
     figure = overlaid(columns) if picture else None
     print(compared(columns))
     if figure and picture:
-        write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=110))
+        write_atomically(picture, lambda file: figure.savefig(file, format="png"))
         print(f"curves: {picture}")

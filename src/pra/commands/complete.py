@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from pra.commands.options import DEFAULT, Captions, Output, SamplingOptions, Text, parse_labels, parse_numbers
 from pra.data.images import CorruptImage, decode, most_bytes
-from pra.errors import PraError
+from pra.errors import PraError, counted
 from pra.models import Model, weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
@@ -77,7 +77,8 @@ def complete_command(
         continued = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
     save_images(continued, conditions.view(len(conditions), -1)[:, 0].tolist(), names, columns, place)
-    print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
+    times = counted(len(numbers), "time")
+    print(f"{counted(len(image), 'image')} continued from {rows} of {config.grid[0]} rows, {times} each: {place}")
 
 
 def _asked(model: Model, label: str | None, captions: Sequence[str], images: int) -> Tensor:
@@ -93,7 +94,7 @@ def _asked(model: Model, label: str | None, captions: Sequence[str], images: int
 def _each(given: list[Any], images: int, what: str) -> list[Any]:
     """Return a value per image, of one for all or one each."""
     if len(given) not in (1, images):
-        raise PraError(f"{len(given)} {what} for {images} images. Give one, or one each", code="mismatch")
+        raise PraError(f"{len(given)} {what} for {counted(images, 'image')}. Give one, or one each", code="mismatch")
     return given * images if len(given) == 1 else given
 
 

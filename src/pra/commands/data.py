@@ -16,7 +16,7 @@ from pra.config.checks import positive, within
 from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import check_told_apart, open_source
 from pra.data.survey import check, lines_of
-from pra.errors import PraError
+from pra.errors import PraError, counted
 from pra.utils.device import cores
 from pra.utils.files import PLAN, check_free, write_atomically
 
@@ -55,7 +55,8 @@ def pack_command(
     processes = _processes(workers)
     done = pack(open_source(source), folder, packing, processes)
     left_out = f", {done.skipped} corrupt ones left out (index.json names them)" if done.skipped else ""
-    print(f"packed {done.images} images{left_out}: {done.shards} shards, {done.bytes / 1e9:.3f} GB, in {folder}")
+    written = f"{counted(done.shards, 'shard')}, {done.bytes / 1e9:.3f} GB"
+    print(f"packed {counted(done.images, 'image')}{left_out}: {written}, in {folder}")
     print("next:", shlex.join(["pra", "train", "RECIPE", "--data", f"wds:{folder}"]))
 
 
@@ -90,7 +91,7 @@ def check_command(
     if out:  # before anything is printed, which may fail
         text = json.dumps(report, indent=1).encode()
         write_atomically(out, lambda file: file.write(text))
-    print(f"{len(opened)} images from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
+    print(f"{counted(len(opened), 'image')} from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
     print("\n".join(lines_of(report)))
     if out:
         print(f"report: {out}")

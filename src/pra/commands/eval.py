@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Average, Device, File, Flag, Integer, Settings, Text, choices, read_captions
 from pra.config import Precision
 from pra.config.checks import member
-from pra.errors import PraError
+from pra.errors import PraError, counted
 from pra.evaluation import judging
 from pra.evaluation.alignment import CLIP, FITTED, align, asked_by_lines, asked_by_source, open_aligner
 from pra.evaluation.evaluate import Report, warn_of_few
@@ -184,7 +184,7 @@ def _finish(
         publish(places, files)
     finally:
         print(report.table())
-        print(f"{subject.count} images of {subject.target} {line}")
+        print(f"{counted(subject.count, 'image')} of {subject.target} {line}")
         if judge:
             warn_of_few(subject.count)
     for what, path in files.items():

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Average, Device, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
-from pra.errors import PraError, nearest
+from pra.errors import PraError, counted, nearest
 from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.judging import check_at_least, open_model
 from pra.evaluation.outputs import check_outputs
@@ -160,7 +160,7 @@ def features_command(
         }  # fmt: skip
         with closing(prepared(source, chosen, config.image_size, config.channels, data, options.batch_size)) as batches:
             export_features(out, chosen_layer, pooling, batches, len(chosen), known)
-    print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
+    print(f"{counted(len(chosen), 'image')} of {source.name}, layer {layer}, {pooling}: {out}")
 
 
 def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any], out: Path | None) -> None:

@@ -22,7 +22,7 @@ from pra.commands.options import (
     parse_numbers,
     read_captions,
 )
-from pra.errors import PraError
+from pra.errors import PraError, counted
 from pra.evaluation.samples import spread
 from pra.models import weights
 from pra.sampling.many import sample_many
@@ -88,10 +88,10 @@ def sample_command(
         new, seconds = sample_many(sampler, requests, file, place, columns, batch_size, wanted.name, world)
     if world.is_first:
         processes = f" on {world.size} processes" if world.size > 1 else ""
-        print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
+        print(f"{counted(new, 'new image')}, {new / seconds:.1f} images/s{processes}")
         if wanted.note:
             print(wanted.note)
-        print(f"{len(requests)} images ({what}): {place}")
+        print(f"{counted(len(requests), 'image')} ({what}): {place}")
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ def _requested(wanted: Wanted, seeds: str | None, num: int | None, label_seed: i
     chosen, kind = wanted.labels, "label" if wanted.captions is None else "caption"
     if num is None:
         numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
-        what = f"{len(chosen)} {kind}s x {len(numbers)} seeds"
+        what = f"{counted(len(chosen), kind)} x {counted(len(numbers), 'seed')}"
         return grid(chosen, numbers, wanted.captions), len(numbers), what
     requests = numbered(num, chosen, label_seed, wanted.captions)
     found = len(set(zip(requests.labels, requests.captions or requests.labels, strict=True)))
-    return requests, math.isqrt(num - 1) + 1, f"{requests.plan['order']}, {found} {kind}{'s' if found > 1 else ''}"
+    return requests, math.isqrt(num - 1) + 1, f"{requests.plan['order']}, {counted(found, kind)}"
 
 
 def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_seed: int | None) -> None:

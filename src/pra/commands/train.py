@@ -19,7 +19,7 @@ from pra.config import RunConfig, apply_settings, override
 from pra.data import Source, open_source
 from pra.data.source import check_name
 from pra.data.survey import look
-from pra.errors import PraError, escaped
+from pra.errors import PraError, counted, escaped
 from pra.evaluation.report import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
@@ -96,7 +96,7 @@ def _heading(trainer: Trainer, source: Source) -> str:
     many = f"{world.size} processes ({device.type}, {config.train.parallel.value})"
     where = device if world.size == 1 else many
     begun = "resumed" if trainer.step else "new"  # a typo in --run-dir shows here
-    images = f"{len(source)} images from {source.name}"
+    images = f"{counted(len(source), 'image')} from {source.name}"
     return f"run: {trainer.folder} ({begun}), recipe {config.recipe}, {images}, on {where}"
 
 
@@ -118,12 +118,12 @@ def changed(config: RunConfig, given: Mapping[str, Any], settings: Sequence[str]
 
 def tell(result: Trained, config: RunConfig, folder: Path) -> None:
     """Print the result and its place, and write the report."""
-    skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
+    skipped = f", {counted(result.skipped, 'corrupt image')} skipped" if result.skipped else ""
     if result.new_steps:
-        print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")
+        print(f"trained {counted(result.new_steps, 'step')} to {result.steps} in {result.seconds:.0f} s{skipped}")
     else:
         asked = f"{config.train.steps} are asked for. Use a larger --steps to train longer"
-        print(f"nothing to train: the run has {result.steps} steps already and {asked}")
+        print(f"nothing to train: the run has {counted(result.steps, 'step')} already and {asked}")
     for name in ("samples", "reconstructions"):
         pictures = sorted((folder / name).glob("*.png"))
         if pictures:

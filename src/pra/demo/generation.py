@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pra.config import SHORTCUT_STEPS, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
-from pra.errors import PraError, one_line
+from pra.errors import PraError, counted, one_line
 from pra.evaluation.report import sampling_in_words
 from pra.models import Model
 
@@ -139,7 +139,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
         if tier:
             notes.append(f"{tier.name}: {sampling_in_words(settings, config.unit)}")
         elif request.steps not in (OWN_STEPS, settings.steps):
-            instead = f"{settings.steps} steps in place of {request.steps:g}"
+            instead = f"{settings.steps} steps instead of {request.steps:g}"
             notes.append(f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
         sheet = replace(sheet, note="; ".join(filter(None, notes)))
         texts = [text] * len(seeds) if exhibit.reads_captions else None
@@ -150,7 +150,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     except PraError as error:
         yield replace(sheet, error=str(error))
     except torch.OutOfMemoryError:
-        yield replace(sheet, error=f"{len(seeds)} pictures at once do not fit into the memory; ask for fewer")
+        yield replace(sheet, error=f"not enough memory for {counted(len(seeds), 'picture')} at once. Ask for fewer")
 
 
 def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:

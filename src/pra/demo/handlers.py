@@ -18,7 +18,7 @@ from PIL import Image
 from pra.demo.exhibit import Exhibit, chooser, describe
 from pra.demo.generation import Request, Sheet, answer, class_number
 from pra.demo.upload import fit_upload
-from pra.errors import PraError
+from pra.errors import PraError, counted
 from pra.evaluation.report import data_uri, templates
 from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
@@ -28,7 +28,7 @@ SMALL = 128
 """Pixels; smaller pictures are enlarged pixel by pixel, without smoothing."""
 MOST_KEPT = 48
 """Pictures in a visitor's gallery; older ones go."""
-BROKEN = "this demo failed, and not because of your request; the person who runs it finds the cause in the log"
+BROKEN = "The demo failed. Your request is not the cause; the log of the demo has the error."
 
 Entry = tuple[Image.Image, str]
 """A picture of a gallery, and its caption."""
@@ -76,14 +76,18 @@ class Handlers:
                     yield html("stage", sheets), html("words", "stopped"), kept
                     return
                 done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
-                yield html("stage", sheets), html("words", f"{done:.0%} of the rows"), kept
+                yield html("stage", sheets), html("words", f"{done:.0%} of the rows done"), kept
             new, how = [], request.tier or f"guidance {request.guidance:g}"
             for sheet in sheets:
                 name = f"{sheet.name}, " if len(sheets) > 1 else ""
                 if sheet.finished and not sheet.error:
                     for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
                         new.append((to_pil(picture), f"{name}{caption}, {how}"))
-            told = f"{len(new)} pictures in {time.monotonic() - begin:.1f} s" if new else "nothing was made"
+            told = (
+                f"{counted(len(new), 'picture')} in {time.monotonic() - begin:.1f} s"
+                if new
+                else "no pictures were made"
+            )
             yield html("stage", sheets), html("words", told), [*new, *kept][:MOST_KEPT]
         except Exception as error:
             yield "", _in_words(error), kept

@@ -47,10 +47,10 @@ def _fitted(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, s
     if data.fit is Fit.PAD and (high > height or wide > width):
         data = replace(data, fit=Fit.CENTER_CROP)
     if picture.has_transparency_data and model.channels != 4:
-        done.append("put on white")
+        done.append("placed on white")
     grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith("I")
     if grey != (model.channels == 1):
-        done.append("turned grey" if model.channels == 1 else "taken as colour")
+        done.append("converted to grey" if model.channels == 1 else "converted to colour")
     try:
         pixels = prepare(picture, model.image_size, model.channels, data, None, path.name)
     except CorruptImage as error:
@@ -59,8 +59,10 @@ def _fitted(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, s
         small = wide < width or high < height
         scaled = "padded with black" if data.fit is Fit.PAD else "enlarged" if small else "scaled"
         whole = data.fit is Fit.PAD or wide * height == high * width
-        done.append(f"{scaled} to {width}x{height}" if whole else f"{scaled}, and the middle {width}x{height} cut out")
-    line = f"{path.name} ({wide}x{high}): {', '.join(done) or 'taken as it is'}"
+        done.append(
+            f"{scaled} to {width}x{height}" if whole else f"{scaled}, then cropped to the middle {width}x{height}"
+        )
+    line = f"{path.name} ({wide}x{high}): {', '.join(done) or 'used unchanged'}"
     return from_uint8(torch.from_numpy(pixels)), line
 
 
@@ -77,7 +79,7 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
             problem = f"{path.name} has {width}x{height} pixels. Give a picture of at most {most:,}"
             raise PraError(problem, code="too-large", name=path.name)
         # Do not count the frames of an animation: counting reads all of them.
-        done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
+        done = ["first frame of an animation"] if getattr(picture, "is_animated", False) else []
         picture.draft(None, (side, side))
         picture.load()
         turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
@@ -91,7 +93,7 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
     except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise _unreadable(path, f"cannot be decoded ({reason_of(error)})") from None
     if turn != 1:
-        done.append("turned upright")
+        done.append("rotated upright")
     return upright(picture), size[::-1] if turn in (5, 6, 7, 8) else size, done
 
 

@@ -144,8 +144,9 @@ IMAGES = {"weights": "weights_sha256", "settings": "sampling", "labels": "labels
 
 COLUMNS, ROWS = 10, 20
 """Images of a combination, and combinations, the best ones, in the picture of samples."""
-COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
-"""Colours of lines; more lines could not be told apart."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00")
+MARKERS = "os^DXv"
+"""Colours and markers of lines; more lines could not be told apart."""
 
 
 class Result(NamedTuple):
@@ -293,15 +294,16 @@ def curves(results: Sequence[Result]) -> Figure | None:
     for result in ranked(results):  # the lines of the best FIDs, if there are more than colours
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
     if len(lines) > len(COLOURS):
         figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("fid", "precision", "recall"), strict=True):
-        for (line, found), colour in zip(lines.items(), COLOURS, strict=False):
+        for (line, found), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
             known = sorted((r.point.changes[axis], r.figure(name)) for r in found if r.figure(name) is not None)
-            axes.plot(*zip(*known, strict=True) if known else ([], []), marker="o", color=colour, label=line)
-        axes.set(xlabel=axis, title=name.upper() if name == "fid" else name)
+            axes.plot(*zip(*known, strict=True) if known else ([], []), marker=marker, color=colour, label=line)
+        title = "FID (lower is better)" if name == "fid" else f"{name} (higher is better)"
+        axes.set(xlabel="guidance scale" if axis == "guidance" else axis, title=title)
         axes.grid(alpha=0.3)
     if best := find_best(results):
         panels[0].plot(best.point.changes[axis], best.figure("fid"), "o", ms=12, mfc="none", mec="black")
@@ -324,6 +326,6 @@ def labelled_rows(rows: Sequence[tuple[str, Image.Image]]) -> Figure:
     panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw=grid)
     for axes, (title, picture) in zip(panels.flat, rows, strict=True):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
         axes.set(xticks=[], yticks=[], frame_on=False)
     return figure

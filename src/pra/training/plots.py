@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 CURVES = "curves.png"
-COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+"""Colours that colour-blind readers tell apart, after Okabe and Ito; :data:`MARKERS` tell runs apart without colour."""
+MARKERS = "os^D"
 OTHERS = {
-    "state_std": "smallest state deviation",
+    "state_std": "smallest std of the states",
     "gradient_norm": "gradient norm",
     "images_per_second": "images / s",
 }
@@ -40,7 +42,7 @@ def draw_curves(run: Path) -> Path | None:
         return None
     figure = curves({run.name: rows}, panels(rows, read_run(run).train.objective))
     path = run / CURVES
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 
 
@@ -67,27 +69,35 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
         titles: the panels' titles by metric.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     across = 2 if len(titles) == 4 else min(3, len(titles))
     down = math.ceil(len(titles) / across)
-    figure = Figure(figsize=(4 * across, 3 * down), layout="constrained")
+    figure = Figure(figsize=(3.2 * across, 2.5 * down), dpi=140, layout="constrained")
     places = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
     for place in places[len(titles) :]:
         place.remove()
     lines: dict[str, Line2D] = {}
     for axes, (name, title) in zip(figure.axes, titles.items(), strict=True):
         held_out, positive = False, True
-        for (run, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
+        looks = itertools.cycle(zip(COLOURS, MARKERS, strict=True))
+        for (run, rows), (colour, marker) in zip(runs.items(), looks, strict=False):
             for metric, style in ((VALIDATION + name, "--"), (name, "-")):
                 if points := points_of(rows, metric):
                     steps, values = zip(*points, strict=True)
-                    mark = "." if len(points) == 1 else ""  # a line needs two points
-                    (lines[run],) = axes.plot(steps, values, style, color=colour, lw=1.2, marker=mark, label=run)
+                    marked = len(runs) > 1 or len(points) == 1  # a line needs two points
+                    (lines[run],) = axes.plot(steps, values, style, color=colour, lw=1.2, label=run)
+                    lines[run].set(marker=marker if marked else "", markersize=4, markevery=0.2)
                     held_out, positive = held_out or metric != name, positive and min(values) > 0
         if is_logarithmic(name) and positive:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.set(title=_plain(title) + HELD_OUT * held_out, xlabel="step")
+        axes.set_title(_plain(title) + HELD_OUT * held_out, fontsize=10)
+        axes.set(xlabel="training steps", ylabel="" if name in OTHERS else "loss")
         axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
         names = list(map(_plain, lines))

@@ -174,7 +174,7 @@ def gap_curves(gap: dict[str, Any], columns: int) -> Picture | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3), layout="constrained")
+    figure = Figure(figsize=(12, 3), dpi=110, layout="constrained")
     with np.errstate(all="ignore"):
         ratio = np.divide(gap["rollout_loss"], gap["training_loss"])
     panels = (
@@ -195,7 +195,7 @@ def gap_curves(gap: dict[str, Any], columns: int) -> Picture | None:
 
 def _embedded_figure(figure: Figure) -> Picture:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png")
     return embedded(file)
 
 
