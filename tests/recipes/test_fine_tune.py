@@ -182,7 +182,7 @@ def test_propose_says_what_happens_to_pictures_and_classes():
     text = "\n".join(propose("runs/a", grey, None, PETS, None, 5, CPU)[1])
     for words in (
         "images of 6 x 8, the model's size: yours are 4 to 300, median 30 pixels on the short side: they "
-        "are scaled and cut to the middle, and become grey",
+        "are scaled and cut to the middle, and converted to grey for the model",
         "classes kept: cats; new, started from the null class: dogs; removed: cows",
     ):
         assert words in text
@@ -201,7 +201,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monke
     for words in (
         "found in folder:pets:",
         "from run:",
-        "become grey",
+        "converted to grey",
         "kept: 3; new",
         ": cats; removed: 0, 1,",
         "trained 2",

@@ -189,7 +189,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypat
         "8 pictures without classes",
         "chosen:",
         "trained 2 steps",
-        "corrupt images",
+        "1 corrupt image skipped",
     ):
         assert words in text
     folder = Path("runs/own-photos")
