@@ -156,7 +156,7 @@ def test_propose_guidance_needs_classes():
     several.sampling = replace(several.sampling, guidance=3.0, steps=7)
     plain = replace(PETS, classes={"image": 1000})
     assert [settings(several, survey=pets).sampling.guidance for pets in (PETS, plain)] == [3.0, 1.0]
-    assert [settings(single, survey=pets).sampling.guidance for pets in (PETS, plain)] == [own.GUIDANCE, 1.0]
+    assert [settings(single, survey=pets).sampling.guidance for pets in (PETS, plain)] == [own.GUIDANCE[3], 1.0]
     assert settings(several).sampling.steps == 7
 
 

@@ -107,9 +107,16 @@ def test_propose_reasons_name_what_limits():
 
 def test_propose_without_classes_has_no_guidance():
     single = dataclasses.replace(PHOTOS, classes={"image": 20_000})
-    for pictures, guidance in ((single, 1.0), (PHOTOS, 1.5)):
+    for pictures, guidance in ((single, 1.0), (PHOTOS, 3.0)):
         config, _ = proposed(pictures, 1, None, lambda *_: 0.5)
         assert (config.sampling.guidance, config.model.num_classes) == (guidance, len(pictures.classes))
+
+
+def test_propose_perturbs_colour_more_than_grey():
+    grey = dataclasses.replace(PHOTOS, grey=PHOTOS.opened)
+    for pictures, t_min, guidance in ((grey, 0.9, 1.5), (PHOTOS, 0.6, 3.0)):
+        config, _ = proposed(pictures, 1, None, lambda *_: 0.5)
+        assert (config.train.rollout.t_min, config.sampling.guidance) == (t_min, guidance)
 
 
 def test_propose_skips_models_too_large_for_the_device(monkeypatch):

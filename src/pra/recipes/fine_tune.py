@@ -66,7 +66,8 @@ def propose(
     train = _training(run, model, device)
     optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
     reads = model.config.text is not None
-    guidance = own.GUIDANCE if model.config.num_classes == 1 and not reads else model.sampling.guidance
+    unguided = model.config.num_classes == 1 and not reads
+    guidance = own.GUIDANCE[survey.channels] if unguided else model.sampling.guidance
     config = RunConfig(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),
