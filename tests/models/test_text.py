@@ -1,5 +1,6 @@
 """Captions as conditions: rows, the tokens that a text becomes, and what is refused."""
 
+import dataclasses
 import pickle
 import warnings
 
@@ -10,7 +11,8 @@ from support.captions import TEXT, WORDS
 from support.models import CAPTIONED, CAPTIONS, LEARNED, batch, random_model
 from support.refusal import refused
 
-from pra.models.text import ByteRow, TextCondition, cut
+from pra.config import FrozenConfig
+from pra.models.text import ByteRow, TextCondition, cut, hashed_ngrams
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -49,6 +51,27 @@ def test_any_text_has_a_row_and_a_safe_file_name(condition, text):
     assert rows.shape == (1, 17)
     assert condition(rows).isfinite().all()
     assert not set(condition.file_name(0, texts)) & set("/\\<>:\x00\n\x1b. ")
+
+
+def test_ngrams_depend_on_their_own_bytes_alone():
+    rows = torch.from_numpy(np.stack([ByteRow(16)(0, text) for text in ("red heart", "a red heart", "red hears")]))
+    numbers = hashed_ngrams(rows[:, 1:], 3, 1000)
+    assert torch.equal(numbers[0, 2:9], numbers[1, 4:11])  # wherever the three bytes stand
+    assert torch.equal(numbers[0, :8], numbers[2, :8])
+    assert numbers[0, 8] != numbers[2, 8]
+    assert 0 <= numbers.min() <= numbers.max() < 1000
+    assert not torch.equal(numbers, hashed_ngrams(rows[:, 1:], 5, 1000))
+
+
+def test_ngrams_tell_words_apart_in_one_embedding():
+    text = dataclasses.replace(TEXT, ngrams=64)
+    condition = random_model(dataclasses.replace(CAPTIONED, text=text)).condition
+    rows = condition.parse(None, WORDS, ["ab", "ba"])
+    assert condition.embed(rows[:, 1:]).shape == (2, 16, TEXT.transformer.width)
+    condition.letters.weight.data.zero_()
+    assert not torch.equal(*condition.embed(rows[:, 1:]))
+    frozen = FrozenConfig(name="x", width=2)
+    refused(lambda: dataclasses.replace(text, frozen=frozen), "ngrams", code="conflict")
 
 
 def test_empty_text_has_a_file_name_without_a_part(condition):

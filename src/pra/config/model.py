@@ -126,14 +126,23 @@ class FrozenConfig(Settings):
 class TextConfig(Settings):
     """Captions as conditions: ``tokens`` learned queries read a text of at most ``max_length`` bytes (UTF-8).
 
-    ``transformer`` is the reader; it attends in both directions. With ``frozen`` it reads the features of that encoder
-    in place of bytes, and ``max_length`` counts the encoder's tokens.
+    ``transformer`` is the reader; it attends in both directions. With ``ngrams`` a byte is also embedded by the bytes
+    before it, hashed to that many embeddings. With ``frozen`` the reader reads the features of that encoder in place of
+    bytes, and ``max_length`` counts the encoder's tokens.
     """
 
     max_length: Annotated[int, within(1, 4096)] = 96
     tokens: Size = 8
+    ngrams: Annotated[int, within(0, 2**24)] = 0
     transformer: TransformerConfig
     frozen: FrozenConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ngrams and self.frozen:
+            raise wrong(
+                "ngrams", self.ngrams, "hashes bytes, and a frozen encoder reads its own tokens. Use 0", "conflict"
+            )
 
     @property
     def unit(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import ImageConfig, TextConfig
@@ -19,6 +20,9 @@ from pra.models.condition import ClassCondition, Labels, Row, Texts, listed
 from pra.models.transformer import Transformer, raster_positions
 
 BYTES = 256
+NGRAMS = (3, 5, 8)
+"""Bytes that are hashed together: parts of words, and short words."""
+PRIME = 0x9E3779B1
 NOTHING = -1
 """Padding after the tokens of a text."""
 
@@ -47,6 +51,19 @@ def cut(text: str, length: int) -> str:
     return plain(text).encode()[:length].decode(errors="ignore")
 
 
+def hashed_ngrams(text: Tensor, size: int, count: int) -> Tensor:
+    """Return a number in ``[0, count)`` for each byte and the ``size - 1`` before it: int64 ``(B, L)``.
+
+    As in the Byte Latent Transformer (arXiv 2412.09871, section 3.2.1): a byte alone says little, and a small reader
+    takes long to learn words from bytes.
+    """
+    padded = F.pad(text + 1, (size - 1, 0))
+    hashed = torch.full_like(text, size)
+    for offset in range(size):
+        hashed = hashed * PRIME + padded[:, offset : offset + text.shape[1]]  # int64 products wrap
+    return (hashed ^ (hashed >> 32)) % count
+
+
 class TextCondition(ClassCondition):
     """Prefix tokens of a class and of a text, both optional.
 
@@ -64,6 +81,7 @@ class TextCondition(ClassCondition):
         inner, self.length, self.unit = text.transformer.width, text.max_length, text.unit
         self.row = ByteRow(text.max_length)
         self.letters = nn.Embedding(BYTES, inner)
+        self.ngrams = nn.Embedding(text.ngrams, inner) if text.ngrams else None
         self.place = nn.Parameter(torch.empty(text.max_length, inner))
         self.queries = nn.Parameter(torch.empty(text.tokens, inner))
         self.reader = Transformer(text.transformer, raster_positions((1, text.max_length), prefix=text.tokens))
@@ -88,7 +106,11 @@ class TextCondition(ClassCondition):
 
     def embed(self, text: Tensor) -> Tensor:
         """Return the reader's inputs ``(B, L, W)`` of texts ``(B, L)``; ``W`` is the reader's width."""
-        return self.letters(text.clamp(min=0))  # type: ignore[no-any-return]
+        letters: Tensor = self.letters(text.clamp(min=0))
+        if self.ngrams is None:
+            return letters
+        hashed = [hashed_ngrams(text, size, self.ngrams.num_embeddings) for size in NGRAMS]
+        return letters + self.ngrams(torch.stack(hashed)).sum(0)  # type: ignore[no-any-return]
 
     def size(self, text: str) -> int:
         """Count the bytes of a text."""

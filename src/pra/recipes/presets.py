@@ -161,7 +161,7 @@ def emoji_captions() -> RunConfig:
     """Emoji in three styles from their captions, 64x64: the folder that examples/emoji_captions.py builds."""
     run = emoji_64()
     reader = TransformerConfig(depth=2, width=128, heads=4)
-    text = TextConfig(max_length=128, tokens=8, transformer=reader)
+    text = TextConfig(max_length=128, tokens=8, ngrams=8192, transformer=reader)
     folder = "folder:emoji-captions"
     return replace(
         run,
