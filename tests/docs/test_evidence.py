@@ -2,7 +2,8 @@
 
 A table that quotes is marked by a comment before it, which names the study and what its columns are of: a setting, or
 ``setting@value`` where the study varies something, as in ``<!-- figures of length: emoji-64@1200, emoji-64@4800 -->``.
-Figures are FIDs; ``setting:column`` names another column of the study's rows.
+Figures are FIDs at scale ``cpu``; ``setting/scale`` is another scale, and ``setting:column`` another column of the
+study's rows.
 """
 
 import re
@@ -70,7 +71,8 @@ def test_quoted_figures_are_those_of_the_study(place, study, columns, table):
         for cell, column in zip(cells, columns, strict=True):
             setting, _, other = column.partition(":")
             setting, _, value = setting.partition("@")
-            known = groups(row for row in rows if row["setting"] == setting)
+            setting, _, scale = setting.partition("/")
+            known = groups(row for row in rows if (row["setting"], row["scale"]) == (setting, scale or "cpu"))
             # An empty cell is what has not been measured.
             expected = [in_words(group, other) for group in known if belongs(group, label, value, study)] or [""]
             assert [cell] == expected, f"{place}: {label}, {column}"
