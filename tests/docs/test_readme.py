@@ -77,9 +77,9 @@ def test_console_commands_make_their_files(folder, capsys):
         ("sampler.md", "pra distill runs/demo", "runs/demo-distilled"),
         ("sampler.md", "pra sample runs/demo-distilled", "samples-2.png"),
         ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
-        ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
-        ("recipes.md", "pra sample runs/averages", "samples-3.png"),
-        ("recipes.md", "pra average runs/averages", "runs/averages/checkpoints/step-00000004/power-0.08.safetensors"),
+        ("compare.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
+        ("compare.md", "pra sample runs/averages", "samples-3.png"),
+        ("compare.md", "pra average runs/averages", "runs/averages/checkpoints/step-00000004/power-0.08.safetensors"),
         ("share.md", "pra push runs/demo alice/digits --dry-run", "look/model.safetensors"),
     ):
         (line,) = [line for line in command_lines(ROOT / "docs" / page) if line.startswith(beginning)]
