@@ -78,7 +78,6 @@ def main(
     quality: Path | None = None,
     steps: int = 1200,
     images: int = 5000,
-    shortcut: bool = False,
 ) -> None:
     """Measures and prints; the last line is the same as JSON.
 
@@ -95,11 +94,10 @@ def main(
         quality: Folder in which models are trained and judged, in place of all this.
         steps: Of each of those trainings.
         images: Judged at each number of evaluations.
-        shortcut: There, also a head of ours with shortcuts.
     """
     counts, sizes = parse_numbers(threads, "--threads"), parse_numbers(batch, "--batch")
     if quality is not None:
-        found = equal_quality(*measure(quality, steps, images, shortcut), counts, sizes, repeats)
+        found = equal_quality(*measure(quality, steps, images), counts, sizes, repeats)
     else:
         size = recipe(recipe_name).model
         if not isinstance(size, ModelConfig):

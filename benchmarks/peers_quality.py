@@ -1,8 +1,9 @@
 """Evaluations that our model and autoregressive-diffusion-pytorch's flow model need, trained and judged alike.
 
 Both learn scikit-learn's digits without classes, which the package does not support. Batches, their order, optimiser
-and moving average are the same. The benchmark measures FID on the classifier's features by evaluations per token, and
-the time at the number that each model needs. A second call reuses what the folder holds.
+and moving average are the same. A second head of ours is distilled in as many steps again. The benchmark measures FID
+on the classifier's features by evaluations per token, and the time at the number that each model needs. A second call
+reuses what the folder holds.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pra import PRA, PraError, Sampler, load, recipe, to_uint8, train
-from pra.config import SHORTCUT_STEPS, DataConfig, ModelConfig, RunConfig, SamplingConfig, Solver, apply_settings
+from pra.config import SHORTCUT_STEPS, DataConfig, ModelConfig, RunConfig, SamplingConfig, Solver
 from pra.data import TrainingSet, batches, open_source
 from pra.data.images import ArraySource
 from pra.evaluation.classifier import Classifier, fit_classifier
 from pra.evaluation.evaluate import evaluate
 from pra.evaluation.reference import Reference, from_source
+from pra.recipes.distill import configure
 from pra.sampling.batches import Batch
 from pra.sampling.solvers import EVALUATIONS
 from pra.training.averages import EMA, exponential
@@ -40,7 +42,7 @@ CPU = torch.device("cpu")
 SIZE = (8, 8)
 """Height and width of the digits."""
 
-THEIRS = "theirs, midpoint"
+THEIRS, DISTILLED = "theirs, midpoint", "ours, distilled"
 
 DEFAULT = 30
 """Evaluations that their sampler makes by itself."""
@@ -50,10 +52,9 @@ TRIED = {
     "ours, midpoint": (2, 4, 6, 8, 10, 16, 30, 60),
     "ours, adams-bashforth": (1, 2, 3, 4, 5, 6, 8, 10, 16, 30),
     "ours, dpm": (3, 4, 5, 6, 8, 10, 16, 30),
+    DISTILLED: SHORTCUT_STEPS,
 }
 """Evaluations per token by way to sample: whole intervals of its rule."""
-
-SHORTCUT = {"ours, shortcut": SHORTCUT_STEPS}
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,13 @@ Make = Callable[[int], Tensor]
 """Returns a number of images in [-1, 1]."""
 
 
-def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tuple[list[Point], Ways]:
-    """Trains and judges the missing points; ``quality.json`` in the folder grows point by point.
+def measure(folder: Path, steps: int, images: int) -> tuple[list[Point], Ways]:
+    """Train and judge the missing points; ``quality.json`` in the folder grows point by point.
 
     Args:
         folder: of runs and figures.
         steps: of each training.
         images: judged at each point.
-        shortcut: also train a head with shortcuts, and judge it.
 
     Raises:
         PraError: the folder holds figures of other settings, the package is not installed, or the disk refuses.
@@ -89,8 +89,7 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
     points = [Point(**row) for row in known["points"]]
     ways = Ways(folder, steps)
     judge = prepare_judge(folder / "judges")
-    tried = TRIED | (SHORTCUT if shortcut else {})
-    for way, evaluations in [(way, count) for way, counts in tried.items() for count in counts]:
+    for way, evaluations in [(way, count) for way, counts in TRIED.items() for count in counts]:
         if any((point.way, point.evaluations) == (way, evaluations) for point in points):
             continue
         points.append(Point(way, evaluations, _fid(ways(way, evaluations), images, judge)))
@@ -139,21 +138,23 @@ class Ways:
         if way == THEIRS:
             peer = train_peer(self.run, self.folder / "peer.pt", evaluations)
             return lambda images: 2 * peer.sample(batch_size=images) - 1  # type: ignore[operator, no-any-return]
-        solver = Solver(way.removeprefix("ours, "))
+        distilled = way == DISTILLED
+        solver = Solver.SHORTCUT if distilled else Solver(way.removeprefix("ours, "))
         config = SamplingConfig(solver=solver, steps=evaluations // EVALUATIONS[solver])
-        sampler = Sampler(self._model(solver is Solver.SHORTCUT), config)
+        sampler = Sampler(self._model(distilled), config)
         return lambda images: sampler.sample([0] * images, range(images))
 
-    def _model(self, shortcut: bool) -> PRA:
-        if shortcut not in self.ours:
-            run = apply_settings(self.run, [f"model.head.shortcut={str(shortcut).lower()}"])
-            train(
-                run, folder := self.folder / ("pra-shortcut" if shortcut else "pra"), device="cpu", source=one_class()
-            )
+    def _model(self, distilled: bool) -> PRA:
+        if distilled not in self.ours:
+            run, folder = self.run, self.folder / "pra"
+            if distilled:
+                self._model(False)  # trains the run that the second head learns from
+                run, folder = configure(str(folder), self.run.train.steps), self.folder / "pra-distilled"
+            train(run, folder, device="cpu", source=one_class())
             model = load(folder)
             assert isinstance(model, PRA)
-            self.ours[shortcut] = model
-        return self.ours[shortcut]
+            self.ours[distilled] = model
+        return self.ours[distilled]
 
 
 Judge = tuple[Classifier, Reference]

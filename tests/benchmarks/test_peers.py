@@ -12,10 +12,11 @@ import pytest
 import sphere_ar
 import torch
 from ar_diffusion import diffusion_model, flow_model
-from peers_quality import THEIRS, Point, measure, needed, train_peer, unconditional
+from peers_quality import DISTILLED, THEIRS, Point, Ways, measure, needed, train_peer, unconditional
 from support.models import LEARNED, PIXEL
 from support.refusal import refused
 
+from pra.training.run import read_run
 from pra.utils.extras import install_command
 
 SQUARE = replace(LEARNED, image_size=(6, 6))
@@ -174,6 +175,11 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     points, _ = measure(tmp_path, 1, 7)
     assert [(point.evaluations, point.fid) for point in points] == [(3, 1.0), (4, 2.0), (5, 2.0)]
     refused(lambda: measure(tmp_path, 2, 7), "has other settings")
+
+
+def test_distilled_head_learns_from_our_run(tmp_path):
+    images = Ways(tmp_path, 2)(DISTILLED, 1)(3)
+    assert (images.shape, read_run(tmp_path / "pra-distilled").initial) == ((3, 1, 8, 8), str(tmp_path / "pra"))
 
 
 @there
