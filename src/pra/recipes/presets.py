@@ -168,7 +168,7 @@ def emoji_captions() -> RunConfig:
         recipe="emoji-captions",
         model=replace(run.model, num_classes=10, text=text),
         data=DataConfig(source=f"{folder}/train", validation=f"{folder}/heldout-pairs"),
-        train=replace(run.train, steps=5_000, sample_every=1000, validate_every=1000),
+        train=replace(run.train, steps=3_000, sample_every=1000, validate_every=1000),
     )
 
 
