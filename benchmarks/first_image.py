@@ -1,4 +1,4 @@
-"""From nothing to the first pictures by the clock: an environment, the installation, and `pra sample` twice.
+"""Time the way from nothing to the first pictures: an environment, the installation, and `pra sample` twice.
 
     python benchmarks/first_image.py              # packages come from pip's cache, where it has them
     python benchmarks/first_image.py --no-cache   # and download all of them

@@ -217,7 +217,7 @@ def compared(pairs: Iterator[Pair], batch: int, threads: int, repeats: int) -> I
 
 
 def in_turn(a: Work, b: Work, repeats: int) -> tuple[Ratio, Ratio]:
-    """Both in turn: ``a`` over ``b`` by the clock and by processor time."""
+    """Do both in turn: ``a`` over ``b`` by the clock and by processor time."""
     a(), b()
     pairs = [(taken(a), taken(b)) for _ in range(repeats)]
     by_clock, by_processor = ([x[kind] / y[kind] for x, y in pairs] for kind in (0, 1))

@@ -181,7 +181,7 @@ def train_alike(run: Path, job: Job, attempts: list[Attempt]) -> None:
 
 
 def train(run: Path, job: Job, attempt: int) -> None:
-    """To the last step."""
+    """Train to the last step."""
     workers = start(run, job, attempt)
     end(workers)
     said = [path.read_text(errors="replace")[-2000:] for path in sorted(notes_of(run).glob("*.said"))[-len(workers) :]]

@@ -75,7 +75,7 @@ def inputs(run: RunConfig, batch_size: int, device: torch.device) -> tuple[Work,
 
 
 def compare(a: Work, b: Work, repeats: int, seconds: Callable[[Work], float]) -> dict[str, float]:
-    """Both in turn, each measured by ``seconds``; the median of the paired ratios."""
+    """Measure both in turn by ``seconds``; return the median of the paired ratios."""
     a(), b()
     pairs = [(1000 * seconds(a), 1000 * seconds(b)) for _ in range(repeats)]
     ratios = sorted(x / y for x, y in pairs)

@@ -46,7 +46,7 @@ INK, FAINT, TRAINED, FROZEN, LOSS = "#22223b", "#8d99ae", "#dbe7ff", "#eceff4", 
 
 
 Span = tuple[float, float]
-"""Left and right end of the drawing."""
+"""Ends of the drawing, left and right."""
 
 
 class Example:
@@ -112,7 +112,7 @@ def main(run: Path, folder: Path) -> None:
 
 
 def training(example: Example) -> Figure:
-    """Both passes, left to right, with images shown as pictures."""
+    """Draw both passes, left to right, with images shown as pictures."""
     figure, axes = canvas(11.2, 4.5)
     perturbed, fed = (values[FOLLOWED] for values in example.trained_on())
     z, z_tilde = example.as_colours(example.states[FOLLOWED]), example.as_colours(perturbed)

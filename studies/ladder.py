@@ -13,7 +13,7 @@ from pra.recipes import tricks
 FAITHFUL = "faithful"
 PLUS = "plus"
 EQUAL_SECONDS = ", equal seconds"
-"""After the name of a kept rung: trained for the seconds that faithful PRA takes, in fewer steps."""
+"""Added to the name of a kept rung that was trained for the seconds of faithful PRA, in fewer steps."""
 
 COST = Path(__file__).parent / "recipe" / "cost.json"
 """Seconds of a step over faithful PRA's, by setting and rung (``benchmarks/recipe_cost.py``)."""

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 BATCH = 500
 KEPT_FEATURES = 2_000
-"""For KID, precision and recall."""
+"""Images for KID, precision and recall."""
 
 
 @dataclass(frozen=True)

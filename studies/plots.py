@@ -25,7 +25,7 @@ DOTS = "mark: a seed, hollow if it is the only one\nline: mean over seeds"
 SIZE = (9, 5)
 """Width and height of a figure in inches: a page of the documentation shows it 700 pixels wide."""
 WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
-"""For each system that perturbs its inputs, the system without the perturbation."""
+"""Systems without a perturbation, by the systems that perturb their inputs."""
 NONE = (1.0, 0.0)
 """Strengths that mean no perturbation: ``t_min`` of states, and standard deviation of noise on pixels."""
 DODGE = 0.03

@@ -166,7 +166,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
 
 
 def _by_measurement(jobs: list[Job]) -> list[list[list[Job]]]:
-    """For every run, for every measurement of it, the jobs that ask for it."""
+    """Group jobs by their run, and within a run by their measurement."""
     runs: dict[str, dict[str, list[Job]]] = {}
     for job in jobs:
         for measure in job.measures:

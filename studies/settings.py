@@ -152,8 +152,8 @@ SCALES = _SCALES | {
     "gpu-short": replace(_SCALES["gpu"], name="gpu-short", steps=1_000, samples=2_000, guidances=(1.5,), brief=True),
     "smoke": replace(_SCALES["cpu"], name="smoke", steps=4, samples=64, guidances=(1.5,)),
 }
-"""Also scale cpu at twice the width, to see whether an order lasts; and, whose figures say little, the models of scale
-gpu for minutes, and a check that a study runs at all."""
+"""Further scales: cpu at twice the width, to see whether an order lasts; the models of scale gpu for minutes; and a
+check that a study runs at all. Figures of the last two say little."""
 
 
 def find_setting(name: str) -> Setting:

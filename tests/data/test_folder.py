@@ -238,7 +238,7 @@ def test_pictures_in_files_of_any_size_are_not_read(tmp_path):
 
 
 def test_pictures_of_other_formats_are_refused(tmp_path, monkeypatch):
-    """For an EPS Pillow would start Ghostscript."""
+    """Pillow would start Ghostscript for an EPS."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     picture().convert("RGB").save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")

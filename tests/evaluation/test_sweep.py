@@ -244,7 +244,7 @@ def test_two_processes_agree_with_one(run, tmp_path, capsys):
 
 
 def test_sweep_over_averages_judges_each(run, tmp_path, capsys):
-    """In one folder with a sweep of the default average, whose figures are of other weights."""
+    """The folder may hold a sweep of the default average, whose figures are of other weights."""
     reference = noise_pictures(tmp_path / "ten", dict.fromkeys("0123456789", 2), (8, 8))
     sweep(run, None, reference, num=20, over=("guidance=1",))
     sweep(run, None, reference, num=20, over=("average=ema,raw", "guidance=1"))

@@ -21,7 +21,7 @@ def computed(model, rollout=config.Parallel(), perceptual=None, **objective):  #
 
 
 def distance(reconstruction, image):
-    """In place of LPIPS."""
+    """A distance in place of LPIPS."""
     assert reconstruction.shape == image.shape
     return 3 * (reconstruction - image).abs().mean((1, 2, 3))
 
@@ -109,7 +109,7 @@ def test_identity_codec_has_nothing_to_reconstruct(name):
 
 @pytest.mark.parametrize(("auxiliary", "perceptual"), [(0.0, 0.3), (0.1, 0.0), (0.37, 0.3)])
 def test_total_is_the_weighted_sum_bitwise(auxiliary, perceptual):
-    """In this order of additions, on which rounding depends: runs resume with the losses that they began with."""
+    """Rounding depends on the order of additions: runs resume with the losses that they began with."""
     model = random_model(replace(LEARNED, head=replace(LEARNED.head, shortcut=True)))
     losses = computed(model, perceptual=distance, auxiliary_weight=auxiliary, perceptual_weight=perceptual)
     terms = losses.terms

@@ -111,7 +111,7 @@ def test_shortcut_loss_trains_the_second_head_alone(model):
 
 
 def test_shortcut_learns_to_take_one_step():
-    """On a flow whose path is curved, one step ends where many steps of the first head do; Euler's does not."""
+    """One step ends where many steps of the first head do on a curved flow; Euler's does not."""
     torch.manual_seed(0)
     model = random_model(replace(SHORT, codec=replace(SHORT.codec, state_dim=3)))
     head, short, h = model.head, model.shortcut, torch.zeros(1, 1, 32)

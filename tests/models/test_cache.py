@@ -64,7 +64,7 @@ def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch):
 
 
 def test_bfloat16_keeps_residual_streams_float32(monkeypatch):
-    """In training as in sampling, where linear layers hold bfloat16 copies."""
+    """The same holds in training and in sampling, where linear layers hold bfloat16 copies."""
     by_modules(monkeypatch)
     model, seen = random_model(), []
     blocks = [*model.head.blocks, *model.backbone.transformer.blocks, *model.codec.decoder.transformer.blocks]

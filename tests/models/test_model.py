@@ -244,7 +244,7 @@ def test_preset_sizes(name, millions, parts):
 
 
 def test_initialise_unknown_kind_of_parameter_is_refused():
-    """Without an initial value it would hold whatever is in memory."""
+    """A parameter without an initial value would hold whatever is in memory."""
     model = PRA(LEARNED, seed=None)
     model.codec.decoder.out = torch.nn.Conv1d(1, 1, 1)
     with pytest.raises(ValueError, match=r"codec.decoder.out.weight has no initial values"):

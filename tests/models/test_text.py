@@ -147,7 +147,7 @@ def test_long_caption_is_cut_with_one_warning(condition):
 
 
 def test_captions_give_other_conditions():
-    """In the model too: the text reaches h of every patch."""
+    """The text reaches h of every patch in the model too."""
     model = random_model(CAPTIONED)
     images, rows, _ = batch(CAPTIONED)
     patches = model.patchify(images[:1].expand(3, -1, -1, -1))

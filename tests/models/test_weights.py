@@ -324,7 +324,7 @@ def test_damaged_checkpoint_is_passed_over(run, name, data, fault):
 
 
 def test_changed_content_is_passed_over(run):
-    """For the one before it, by all that read the changed file."""
+    """Every reader of the changed file takes the checkpoint before it."""
     newest, before = (run / "checkpoints" / f"step-{step:08d}" for step in (20, 10))
     changes = (
         ("ema.safetensors", flip, {"ema"}),

@@ -179,7 +179,7 @@ def test_verbose_command_says_how_it_samples(tmp_path, capsys, monkeypatch):
 
 
 def test_labels_reach_the_model_in_three_calls():
-    """From ``Sampler.sample`` to the model's condition, which turns labels into tokens."""
+    """``Sampler.sample`` passes labels to the model's condition, which turns them into tokens."""
     model, found = random_model(), []
 
     def look(module, inputs):

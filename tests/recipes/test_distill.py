@@ -26,7 +26,7 @@ GUIDED = replace(SHORT, head=replace(SHORT.head, shortcut_guidance=3.0))
 
 @pytest.mark.parametrize("config", [SHORT, GUIDED])
 def test_second_head_begins_as_the_first(config, tmp_path):
-    """Before training, shortcut steps equal Euler steps."""
+    """Shortcut steps equal Euler steps before training."""
     base = random_model()
     pra.save(base, tmp_path / "base")
     model = build_model(config, seed=7)

@@ -140,7 +140,7 @@ def test_modulations_take_any_number_of_groups(monkeypatch):
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
 def test_sampler_follows_weights_that_change(precision):
-    """In place, as training changes them, and in new memory."""
+    """Weights change in place, as in training, and in new memory."""
     model, other = random_model(), random_model(num_classes=5)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -172,7 +172,7 @@ def test_streams_of_one_sampler_do_not_meet():
 
 
 def test_one_engine_makes_all_parts_of_a_large_batch(monkeypatch):
-    """On a device whose free memory is less by what an idle engine holds."""
+    """The device's free memory is less by what an idle engine holds."""
     sampler, made = Sampler(random_model(), GUIDED), []
 
     class Counted(Engine):

@@ -29,7 +29,7 @@ def gaussian_velocity(mean, deviation):
 
 @pytest.mark.parametrize("solver", list(Solver))
 def test_gaussian_target_is_sampled(solver):
-    """Also for the SDE: its marginals are the ODE's."""
+    """The SDE samples it too: its marginals are the ODE's."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(40_000, 1, generator=generator)
     times = solvers.uniform_grid(64, torch.zeros(40_000))

@@ -57,7 +57,7 @@ def pictures(folder, classes="ababab", size=(8, 8), mode="L"):
 
 
 def changed_losses(change):
-    """In place of ``losses_of``: ``change`` gets the number of the call, from 1, and the losses."""
+    """Replace ``losses_of``: ``change`` gets the number of the call, from 1, and the losses."""
     calls = [0]
 
     def losses(*arguments):

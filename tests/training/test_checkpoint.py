@@ -198,7 +198,7 @@ def test_only_a_full_disk_asks_for_space(run, monkeypatch, code):
 
 
 def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path, monkeypatch):
-    """In torch's thread the current GPU is the first."""
+    """The current GPU in torch's thread is the first."""
     calls = []
     write = HuggingFaceStorageWriter.write_data
 

@@ -71,7 +71,7 @@ def test_keys_depend_on_the_global_index_alone(tmp_path, monkeypatch):
 
 
 def test_training_ignores_global_random_state_and_threads(tmp_path):
-    """In a thread other than the main thread, signals are left alone too."""
+    """Signals are left alone in a thread other than the main thread too."""
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -139,7 +139,7 @@ def test_compiler_that_fails_warns_and_changes_nothing(straight, tmp_path, monke
 
 
 def test_share_holds_every_sample_once():
-    """Also over the ends of epochs, and with the images that one process has."""
+    """The share is complete at the ends of epochs, and for one process."""
     config, source = pra.recipe("tiny"), open_source("digits")
     arguments = (source, config.model.image_size, config.model.channels, config.data, 0)
     whole = loop.TrainingSet(*arguments)
@@ -271,7 +271,7 @@ def test_second_ctrl_c_stops_at_once(run):
 
 
 def data_end(monkeypatch, end):
-    """From the third step on, ``end()`` comes in place of an image."""
+    """``end()`` comes in place of an image from the third step on."""
 
     class Share(loop.Share):
         def __getitem__(self, place):

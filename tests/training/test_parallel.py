@@ -155,7 +155,7 @@ def test_from_two_processes_to_one_and_back(tmp_path):
 
 
 def test_gradients_pass_between_processes_once_a_step(monkeypatch):
-    """Once a step, whatever the number of micro-batches."""
+    """Gradients pass once a step, whatever the number of micro-batches."""
     passed = []
 
     def count(bucket):

@@ -33,7 +33,7 @@ class Judging:
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception"
     """inception; dinov2, whose fid is FD-DINOv2; or classifier, a small network fitted on the reference, once."""
     labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced"
-    """Which classes a run samples: all equally often, or as often as in the reference. A run that reads captions
+    """Classes that a run samples: all equally often, or as often as in the reference. A run that reads captions
     gets those of the reference."""
     weights: File = None
     """A file with the features' weights, in place of downloading or fitting them."""
@@ -43,7 +43,7 @@ class Judging:
     """Precision of a run's matrix products in sampling: auto is bfloat16 on GPUs that have it, else float32."""
     device: Device = None
     settings: Settings = ()
-    """How references are prepared and a run samples: data.fit=pad, sampling.guidance=2; may be repeated."""
+    """Setting of how references are prepared or a run samples: data.fit=pad, sampling.guidance=2; may be repeated."""
 
     def opened(self, target: Path | None, num: int | None, world: World, average: str = EMA) -> tuple[Subject, Work]:
         """Open the images to judge; refuse options that do not apply to them."""

@@ -70,7 +70,7 @@ class How:
     temperature: Number = None
     """Scale of the noise."""
     time_grid: Annotated[str | None, choices(TimeGrid)] = None
-    """Where the solver's intervals lie."""
+    """Places of the solver's intervals."""
     shift: Number = None
     """Above 1 moves intervals towards noise, below 1 towards data."""
     guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None

@@ -64,7 +64,7 @@ class Reading:
     """Images at a time; no figure or feature depends on it."""
     device: Device = None
     settings: Settings = ()
-    """How images are prepared, such as data.fit=pad; may be repeated."""
+    """Setting of how images are prepared, such as data.fit=pad; may be repeated."""
 
     def open(self, run: Path, device: torch.device) -> tuple[Model, RunConfig | None, DataConfig, dict[str, Any]]:
         """Load a model; return it, its run, how its images are prepared, and the provenance, flow time included."""

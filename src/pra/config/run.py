@@ -14,7 +14,7 @@ from pra.errors import PraError
 
 
 class Fit(enum.Enum):
-    """How an image is brought to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
+    """Way to bring an image to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
 
     CENTER_CROP = "center-crop"
     RANDOM_CROP = "random-crop"

@@ -20,7 +20,7 @@ class GuidanceSchedule(enum.Enum):
 
 
 class Solver(enum.Enum):
-    """How the head's ODE (or, for Euler-Maruyama, SDE) is integrated; see :mod:`pra.sampling.solvers`."""
+    """Solver of the head's ODE (for Euler-Maruyama, SDE); see :mod:`pra.sampling.solvers`."""
 
     EULER = "euler"
     MIDPOINT = "midpoint"
@@ -49,7 +49,7 @@ class TimeGrid(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Settings):
-    """How an image is sampled. ``guidance`` 1 is off; ``steps`` counts solver intervals, not evaluations.
+    """Settings of the sampler. ``guidance`` 1 is off; ``steps`` counts solver intervals, not evaluations.
 
     Guidance acts only at flow times within ``guidance_interval`` (0 is noise, 1 data; ends included; arXiv 2404.07724).
     ``shift`` above 1 moves the times of the grid towards noise (arXiv 2403.03206). ``times`` replaces both by a grid of

@@ -62,7 +62,7 @@ class Exact(Settings):
 
 
 Rollout = Clean | Noised | Reconstructed | Parallel | Exact
-"""How the inputs of the AR pass are made (:mod:`pra.method.rollout`)."""
+"""Way to make the inputs of the AR pass (:mod:`pra.method.rollout`)."""
 
 
 class PixelLoss(enum.Enum):
@@ -183,7 +183,7 @@ class Precision(enum.Enum):
 
 
 class Parallelism(enum.Enum):
-    """How several processes share a step: each with the whole model (DDP), or with a part of it (FSDP2)."""
+    """Way that several processes share a step: each with the whole model (DDP), or with a part of it (FSDP2)."""
 
     DDP = "ddp"
     FSDP = "fsdp"

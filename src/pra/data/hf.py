@@ -28,9 +28,9 @@ from pra.utils.progress import Progress
 
 _WITHOUT = "none"
 LANES = 16
-"""At most; one if the data set cannot be divided."""
+"""Largest number of lanes; one if the data set cannot be divided."""
 PIECES = 1024
-"""At most, of a data set."""
+"""Largest number of pieces of a data set."""
 UNIT = 32
 """Images of one lane that follow each other."""
 

@@ -37,7 +37,7 @@ OTHER = "choose another folder"
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(Settings):
-    """How images become shards.
+    """Settings of how images become shards.
 
     Images whose shorter side exceeds ``size`` pixels are scaled down to it, as by ADM's centre crop. ``format`` is jpg,
     png, webp or None: that of the source, or png. Files that need no change are copied. ``quality`` (1 to 100) is of

@@ -1,4 +1,4 @@
-"""From a picture of any size and mode to the array that the model sees."""
+"""Turn a picture of any size and mode into the array that the model sees."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Exhibit:
 
     @property
     def data(self) -> DataConfig:
-        """How a picture is brought to the model's size: as in training, and enlarged if it is too small."""
+        """Setting of how a picture is brought to the model's size: as in training, and enlarged if it is too small."""
         fit = self.config.data.fit if self.config else Fit.CENTER_CROP
         return DataConfig(source="", fit=Fit.PAD if fit is Fit.PAD else Fit.CENTER_CROP, on_small=OnSmall.UPSCALE)
 

@@ -104,8 +104,8 @@ def runner(device: torch.device, compile: bool) -> Run:
 
 @dataclass(frozen=True)
 class Way:
-    """How a model's steps are run: with which ``cache``, whether torch computes in bfloat16 (``low``), and why by the
-    model's own modules (``plain``; ``None`` where the CPU's compiled arithmetic runs them)."""
+    """A way to run a model's steps: the ``cache``, whether torch computes in bfloat16 (``low``), and why by the model's
+    own modules (``plain``; ``None`` where the CPU's compiled arithmetic runs them)."""
 
     plain: str | None
     low: bool

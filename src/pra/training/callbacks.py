@@ -65,29 +65,29 @@ class Callback:
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of this call, when ``trainer.step`` steps are done. Not called if all are done."""
+        """Called before the first step of this call, unless all steps are done; ``trainer.step`` of them are."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """After every step."""
+        """Called after every step."""
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Every ``train.log_every`` steps, and after the last step.
+        """Called every ``train.log_every`` steps, and after the last step.
 
         ``row`` is a line of ``metrics.jsonl``: means over the steps since the last line. Values that a callback adds
         are written and drawn with the rest.
         """
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """After a checkpoint was taken. Its files appear a moment later: a thread writes them."""
+        """Called after a checkpoint was taken. Its files appear a moment later: a thread writes them."""
 
     def on_sample(self, trainer: Trainer) -> None:
-        """After pictures were drawn, every ``train.sample_every`` steps and at the end: ``trainer.picture(kind)``."""
+        """Called every ``train.sample_every`` steps and at the end, with pictures drawn: ``trainer.picture(kind)``."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """When the run has all its steps, also if it had them before this call."""
+        """Called when the run has all its steps, also if it had them before this call."""
 
     def close(self) -> None:
-        """Last, however the run ends."""
+        """Called last, however the run ends."""
 
 
 class Callbacks:

@@ -29,7 +29,7 @@ OTHERS = {
 """Panels after the terms of the loss, with their titles."""
 
 HELD_OUT = " (dashed: held out)"
-"""After the title of a panel that shows a held-out loss too."""
+"""Added to the title of a panel that shows a held-out loss too."""
 
 Rows = Sequence[Mapping[str, float]]
 """Lines of ``metrics.jsonl`` (:func:`pra.training.run.read_metrics`)."""

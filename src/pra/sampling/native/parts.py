@@ -24,7 +24,7 @@ LANES = 16
 """Outputs side by side in a panel of a matrix."""
 
 DEEP = 32
-"""In bfloat16 a matrix has a multiple of so many inputs."""
+"""Divisor of a matrix's number of inputs in bfloat16."""
 
 POINTER, COUNT, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
