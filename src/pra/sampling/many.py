@@ -1,7 +1,7 @@
 """Many images by any number of processes, resumed after a kill.
 
 Shards of consecutive images lie in ``.OUT.partial`` beside the output, under a plan that names the images and weights.
-A shard is a batch of the first call, so an image is computed beside the same others on any number of processes, and is
+A shard is a batch of the first call. So an image is computed beside the same others on any number of processes, and is
 bitwise the same on the same device.
 """
 
@@ -73,13 +73,13 @@ def sample_many(
 ) -> tuple[int, float]:
     """Make this process's part of the missing images of a set, and join the whole set at the end.
 
-    Memory holds one batch, but all images for a grid (``FILE.png``, of ``columns``). Other outputs are ``FILE.npz``
-    (``arr_0`` uint8 NHWC, ``arr_1`` labels, ``captions``, and the plan) and a folder of PNGs, which ``name`` names
-    from label, seed and caption, without ending. ``weights`` identifies the weights, as JSON values.
+    Outputs are a grid ``FILE.png`` of ``columns``, ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, ``captions``,
+    and the plan), or a folder of PNGs. Memory holds one batch, but all images of a grid. ``name`` names a PNG from
+    label, seed and caption, without ending. ``weights`` identifies the weights, as JSON values.
 
     Returns:
-        The images that this call made, by all processes, and its seconds; no images where a call that was killed while
-        it cleaned up has made the output.
+        The images that this call made, by all processes, and its seconds. No images if an earlier call made the output
+        and was killed while it cleaned up.
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
