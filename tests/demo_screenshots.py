@@ -67,8 +67,7 @@ def generate(page):
 def captions(browser, captioned, folder):
     with served(*load_exhibits([captioned], CPU)) as address:
         page = opened(browser, address, DESKTOP)
-        page.locator(".gallery-item:visible").first.click()
-        page.wait_for_function("document.querySelector('textarea').value")
+        page.get_by_label("Caption").fill("waving hand, Google style")
         generate(page)
         shoot(page, folder / "demo-captions.png", whole=True)
 

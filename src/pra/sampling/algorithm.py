@@ -19,6 +19,7 @@ from pra.models.cache import KVCache, NewCache
 from pra.models.head import Modulations
 from pra.sampling import solvers
 from pra.sampling.guidance import evaluations_by_steps, scale_at
+from pra.utils.device import row_by_row
 
 Draws = Callable[[int], Tensor | None]
 """Noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
@@ -53,9 +54,9 @@ def generate(
         times: ``(K + 1, B, n)``, a grid for each state, in place of the settings' grid.
     """
     condition = steps.model.condition
-    tokens = condition(labels)
+    tokens = row_by_row(condition, labels)
     if steps.streams == 2:  # guidance needs a second stream of the same patches, under the null condition
-        tokens = torch.cat([tokens, condition(condition.null_like(labels))])
+        tokens = torch.cat([tokens, row_by_row(condition, condition.null_like(labels))])
     h = steps.begin(tokens, prefix)
     patch = None
     for i in range(prefix.shape[1], starts.shape[1]):

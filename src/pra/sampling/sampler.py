@@ -24,7 +24,7 @@ from pra.sampling.requests import Seeds, changed_sampling
 from pra.sampling.runner import Engine, cache_bytes
 from pra.sampling.whole_image import sample_at_once
 from pra.utils.compiler import compiled
-from pra.utils.device import autocast
+from pra.utils.device import autocast, row_by_row
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Sampler:
         """Return the pictures of the patches so far, with the pixels to keep as they were given."""
         if not self.config.deblock:
             return model.unpatchify(patches)
-        pictures = model.picture(patches).clamp(-1.0, 1.0)
+        pictures = row_by_row(model.picture, patches).clamp(-1.0, 1.0)
         if keep is not None:
             pictures[:, :, : keep.shape[2]] = keep
         return pictures

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from pra.config import Precision
 from pra.errors import PraError
@@ -42,6 +43,22 @@ def cores() -> int:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the autocast context of a training or sampling step; see :class:`pra.config.Precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+def row_by_row(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Return ``work(batch)``, on a CPU row by row on one thread.
+
+    The last digit of torch's matrix products on a CPU may depend on the other rows and on the number of threads (an
+    AMD EPYC shows it).
+    """
+    if batch.device.type != "cpu":
+        return work(batch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.cat([work(row) for row in batch.split(1)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
