@@ -112,7 +112,7 @@ def test_stream_yields_every_row_of_groups():
 
 
 def test_completion_continues_what_was_kept():
-    """Through the backbone and, as states, the decoder. With the identity codec a sample continues as it was."""
+    """Kept pixels act through backbone and decoder. Without a codec the completion of a sample equals the sample."""
     images, _, _ = batch(LEARNED, 1)
     one, two = (Sampler(random_model(LEARNED)).complete(x, 1, [0], [0])[:, :, 2:] for x in (images, -images))
     assert (one - two).abs().max() > 0.01
