@@ -21,6 +21,9 @@ NEGATED = re.compile(
 )
 """Negated nouns, as in "is no run" and "reads none": negate the verb, "is not a run", "does not read captions"."""
 
+FRONTED = re.compile(r"(?:^\W*|[.;] )(?:Of(?! the allocated)|Whose|Who|Those)\b.*")
+"""Sentences that front their object or lack a noun: begin with the subject. torch's own message is let pass."""
+
 UNPLAIN = re.compile(r"\b(?:goes on|went on|by heart|to the bit|way out|anew|whoever)\b", re.I)
 """Expressions with a plainer word: resume or continue, overfit, bitwise, fix, again, anyone who."""
 
@@ -62,6 +65,10 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
 
 def test_texts_negate_the_verb_and_not_the_noun():
     assert found(NEGATED, [*sources(), *pages()]) == []
+
+
+def test_sentences_begin_with_their_subject():
+    assert found(FRONTED, [*sources(), *pages()]) == []
 
 
 def test_texts_use_the_words_of_the_field():
