@@ -1,5 +1,5 @@
-"""Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of CAPTIONED, a run that reads
-captions, and of the model that pra ships.
+"""Screenshots of the web demo for docs/demo.md: of the model that pra ships, of RUN's training, of ONE and OTHER side
+by side, and of CAPTIONED, a run that reads captions.
 
 python tests/demo_screenshots.py RUN ONE OTHER CAPTIONED PICTURE CLASS docs/images
 """
@@ -21,26 +21,26 @@ PATIENCE = 120_000  # ms: a CPU may be shared
 
 def main(run, one, other, captioned, picture, label, folder):
     with chromium() as browser:
-        with served(*load_exhibits([run], CPU)) as address:
+        with served(*load_exhibits([None], CPU)) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
             shoot(page, folder / "demo-generate.png")
             complete(page, picture, label)
             shoot(page, folder / "demo-complete.png", whole=True)
             about(page)
-            shoot(page, folder / "demo-about.png", whole=True)
+            shoot(page, folder / "demo-card.png", whole=True)
             phone = opened(browser, address, PHONE)
             generate(phone)
             phone.wait_for_timeout(1000)
             shoot(phone, folder / "demo-phone.png")
+        with served(*load_exhibits([run], CPU)) as address:
+            page = opened(browser, address, DESKTOP)
+            about(page)
+            shoot(page, folder / "demo-about.png", whole=True)
         with served(*load_exhibits([one, other], CPU)) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
             shoot(page, folder / "demo-two.png", whole=True)
-        with served(*load_exhibits([None], CPU)) as address:
-            page = opened(browser, address, DESKTOP)
-            about(page)
-            shoot(page, folder / "demo-card.png", whole=True)
         captions(browser, captioned, folder)
 
 

@@ -17,9 +17,9 @@ from pra.models.transformer import Transformer
 class ImageModel(nn.Module):
     """A model of images in patches.
 
-    A subclass also has ``blocks``, the transformer blocks over the patches; their outputs are the layers of features.
-    Its method ``read(labels, patches, t)`` runs the blocks over whole images ``(B, N, P)``. If ``config.reading_time``
-    is set, it reads them at the flow time ``t`` ``(1, 1)``.
+    A subclass also has ``blocks``, the transformer blocks over the patches. Their outputs are the layers of features.
+    Its method ``read(labels, patches, t)`` runs the blocks over whole images ``(B, N, P)``, at the flow time ``t``
+    ``(1, 1)`` if ``config.reading_time`` is set.
 
     Attributes:
         condition: makes the tokens before the patches.
