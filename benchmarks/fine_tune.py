@@ -69,7 +69,7 @@ def main(
         run: The run to fine-tune.
         data: The pictures.
         out: Where the new runs go.
-        lower: What the run's learning rate is divided by.
+        lower: Divisors of the run's learning rate.
         steps: Lengths.
         scratch: Lengths of trainings of the same model that begin from nothing, at the run's own rate.
     """

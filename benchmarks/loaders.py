@@ -55,7 +55,7 @@ def main(
         images_per_second: Training rates of GPUs, to print the cores that feed them.
         repeats: Measurements of each, after one warm-up; the median counts.
         recipe_name: A recipe, for its preparation and size.
-        out: Also write the figures as JSON.
+        out: File for the figures, as JSON.
     """
     torch.set_num_threads(1)
     run = recipe(recipe_name)

@@ -4,12 +4,12 @@
     python benchmarks/peers.py --sphere-ar ~/SphereAR             # that repository's generator too
     python benchmarks/peers.py --quality runs/peers               # trains both, and judges them: many minutes
 
-The image models of autoregressive-diffusion-pytorch (extra `bench`, benchmarks/ar_diffusion.py) and the generator of
-SphereAR (benchmarks/sphere_ar.py) at the sizes of a recipe, and our own plain path and sampler without caches
-(benchmarks/engine.py, naive.py), all with random weights and as many evaluations of the head a token, in float32 but
-where a row says bfloat16. Each is compared with our engine in pairs, one after the other; what is printed are medians
-and ranges of the pairs' ratios, by the clock, and by processor time, which other processes disturb less. What has no
-classes is compared with ours without guidance, and with it.
+The samplers are the image models of autoregressive-diffusion-pytorch (extra `bench`, benchmarks/ar_diffusion.py), the
+generator of SphereAR (benchmarks/sphere_ar.py), and our own plain path and sampler without caches
+(benchmarks/engine.py, naive.py). All have the sizes of a recipe, random weights and equally many evaluations of the
+head per token. They run in float32, unless a row says bfloat16. Each is compared with our engine in pairs, one run
+after the other. The script prints medians and ranges of the pairs' ratios, by the clock and by processor time, which
+other processes disturb less. A sampler without classes is compared with ours without guidance, and with guidance.
 """
 
 from __future__ import annotations
@@ -82,18 +82,18 @@ def main(
     """Measures and prints; the last line is the same as JSON.
 
     Args:
-        recipe_name: Whose sizes all models have.
-        batch: Images side by side, such as 1,16.
-        threads: Of the CPU, such as 2,1.
-        evaluations: Of the head per token, even; 30 are autoregressive-diffusion-pytorch's own.
+        recipe_name: Recipe that gives the sizes of all models.
+        batch: Batch sizes, such as 1,16.
+        threads: Threads of the CPU, such as 2,1.
+        evaluations: Evaluations of the head per token, even; 30 are autoregressive-diffusion-pytorch's own.
         repeats: Pairs measured, after one run of each to warm up.
         guidance: Our scale where guidance is on.
-        sphere_ar: Checkout of SphereAR; compared as well.
-        compile: Also our engine compiled beside the flow model, and SphereAR with ours beside it; takes minutes.
-        device: Where to run, cpu or cuda.
+        sphere_ar: Checkout of SphereAR, to compare it as well.
+        compile: Compare our engine compiled with the flow model too, and with SphereAR; takes minutes.
+        device: Device to run on, cpu or cuda.
         quality: Folder in which models are trained and judged, in place of all this.
-        steps: Of each of those trainings.
-        images: Judged at each number of evaluations.
+        steps: Steps of each training for --quality.
+        images: Images to judge at each number of evaluations.
     """
     counts, sizes = parse_numbers(threads, "--threads"), parse_numbers(batch, "--batch")
     if quality is not None:

@@ -200,9 +200,9 @@ def one_class() -> ArraySource:
 
 
 def train_peer(run: RunConfig, path: Path, evaluations: int) -> nn.Module:
-    """Their flow model of the run's sizes, trained as the run is, on its batches; or read from ``path``.
+    """Return the peer's flow model of the run's sizes, trained like the run, on its batches; or read from ``path``.
 
-    The weights are the averaged ones, the evaluations those of its head per token.
+    The weights are the averaged weights. ``evaluations`` are those of the peer's head per token.
     """
     assert isinstance(run.model, ModelConfig)
     if not path.exists():

@@ -86,13 +86,13 @@ def main(
     """Trains with kills and without, and compares. The exit status is 1 where something differs.
 
     Args:
-        kills: How often.
+        kills: Number of kills.
         processes: Processes that train, at the first start, the second, ... in turn.
-        parallel: How several share the model.
-        source: Where the digits come from: the package that has them, WebDataset shards, or streamed parquet files.
-        workers: Processes that prepare data, of each that trains.
-        seed: Of the moments.
-        out: Also write what is found, as JSON.
+        parallel: Parallelism of several processes.
+        source: Source of the digits: scikit-learn, WebDataset shards, or streamed parquet files.
+        workers: Processes that prepare data, for each process that trains.
+        seed: Seed of the moments of the kills.
+        out: File for the results, as JSON.
     """
     with tempfile.TemporaryDirectory() as folder:
         begin = time.monotonic()
@@ -288,7 +288,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Compare bitwise. Of safetensors compare the tensors: the order in the file's header is random."""
+    """Compare bitwise, safetensors by their tensors: the order in the file's header is random."""
     if one.name == weights.STATE:  # so are the digests of such files
         a, b = (json.loads(path.read_text()) for path in (one, other))
         return {**a, weights.DIGESTS: None} == {**b, weights.DIGESTS: None}

@@ -1,6 +1,6 @@
 """The generator of SphereAR (arXiv 2509.24335) from the user's checkout, built with the sizes of one of our models.
 
-This file holds none of SphereAR's code. SphereAR's VAE needs one function of flash-attn. Without that package, torch's
+This file does not hold SphereAR's code. SphereAR's VAE needs one function of flash-attn. Without that package, torch's
 attention replaces the function and computes the same.
 """
 

@@ -69,7 +69,7 @@ SETS = {
         source="OpenMoji, the open-source emoji and icon project, https://openmoji.org",
     ),
 }
-"""Sets that may be changed and shared, by the README files of the packages. Those of Apple and Facebook may not."""
+"""Sets that may be changed and shared, by the README files of the packages. Apple's and Facebook's sets may not."""
 LICENSES = """The pictures keep the licences of their sets. `license` in metadata.jsonl names that of each picture.
 
 {sets}

@@ -47,7 +47,7 @@ class Group:
         return [row for row in self.rows if "fid" in row and row["guidance"] == guidance]
 
     def mean(self, column: str, guidance: float | None = None) -> float | None:
-        """Over the rows that have the column; over those alone of one guidance, where it is given."""
+        """Return the mean over the rows that have the column, with ``guidance`` over its rows only."""
         rows = self.rows if guidance is None else self.at(guidance)
         values = [row[column] for row in rows if isinstance(row.get(column), int | float)]
         return statistics.mean(values) if values else None

@@ -13,8 +13,11 @@ from studies.ladder import FAITHFUL
 
 @dataclass(frozen=True)
 class Paired:
-    """``differences`` are the FID of ``group`` minus the reference's, by seed, of the seeds that both have from one
-    judge, each of the two at its own best guidance."""
+    """A group beside the reference, seed by seed.
+
+    ``differences`` are the FID of ``group`` minus the reference's, by seed, each at its own best guidance. Seeds count
+    if the same judge has measured both.
+    """
 
     group: Group
     differences: dict[int, float]
@@ -26,12 +29,12 @@ class Paired:
 
     @property
     def spread(self) -> float | None:
-        """Their sample standard deviation, None for less than two."""
+        """The sample standard deviation of the differences; None for less than two."""
         return statistics.stdev(self.differences.values()) if len(self.differences) > 1 else None
 
     @property
     def p(self) -> float | None:
-        """Two-sided, of a paired t-test; None where the differences have no spread."""
+        """The two-sided p-value of a paired t-test; None if the spread is unknown or 0."""
         if not self.spread:
             return None
         count = len(self.differences)
@@ -39,7 +42,7 @@ class Paired:
 
 
 def paired(of: Iterable[Group], reference: Group) -> list[Paired]:
-    """Every group but the reference against it."""
+    """Return the pairs of every other group with the reference."""
     own = reference.by_seed
 
     def differences(group: Group) -> dict[int, float]:
@@ -50,9 +53,9 @@ def paired(of: Iterable[Group], reference: Group) -> list[Paired]:
 
 
 def two_sided(t: float, freedom: int) -> float:
-    """The probability that Student's t of so many degrees of ``freedom`` lies further from 0 than ``t``.
+    """Return the probability that Student's t with ``freedom`` degrees lies further from 0 than ``t``.
 
-    By the finite series for whole degrees (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    Uses the finite series for whole degrees (Abramowitz and Stegun 26.7.3 and 26.7.4).
     """
     angle = math.atan2(abs(t), math.sqrt(freedom))
     square = math.cos(angle) ** 2

@@ -77,7 +77,7 @@ def torchvision_shim():
     """torchvision and lpips, importable. Skips where they are not installed.
 
     torchvision's import fails where its compiled operators do not fit torch (a CUDA build beside a CPU torch, say).
-    LPIPS needs none of them: declaring those that the import asks for is enough.
+    LPIPS does not use these operators: declaring those that the import asks for is enough.
     """
     for package in ("torchvision", "lpips"):
         if importlib.util.find_spec(package) is None:

@@ -87,7 +87,7 @@ def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
 
 
 def test_measure_step_parts_of_other_systems():
-    """There is no clean pass for `digits`: its encoder does not read the condition ``h``."""
+    """The recipe `digits` does not need a clean pass: its encoder does not read the condition ``h``."""
     for name, parts in (("digits", ["codec", "AR pass"]), ("tiny:jit", ["passes"])):
         run = tiny("train.batch_size=2", recipe=name)
         found = measure_step(run, CPU, 1, None)

@@ -200,7 +200,7 @@ def test_noto_has_every_group_and_kind_of_sequence(noto):
     train, held_out = noto
     assert train.classes == held_out.classes
     assert len(train.classes) == pra.recipe("emoji").model.num_classes == 9
-    # Of Unicode 15.0's 3655 emoji; later versions have more.
+    # Counts of Unicode 15.0's 3655 emoji; later versions have more.
     counts = np.bincount(train.labels, minlength=9) + np.bincount(held_out.labels, minlength=9)
     assert (counts >= [160, 2100, 150, 130, 215, 80, 260, 220, 255]).all()
     assert 0.07 < len(held_out) / (len(train) + len(held_out)) < 0.13

@@ -311,7 +311,7 @@ def test_workers_signal_at_their_start_ends_them(monkeypatch, signum):
 
 
 def test_images_not_opened_for_want_of_files_are_not_skipped(numbered, monkeypatch):
-    """Such images are not corrupt: they can be read later."""
+    """Images that cannot be opened now are not corrupt: they can be read later."""
 
     def image(index):
         try:

@@ -8,18 +8,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "tests", "studies", "benchmarks", "examples", "docs")
 OPENINGS = re.compile(
-    r"(What|Who|Whose|Which|Where|How|When|If|That|Those|Its|Of|As|By|With|Without|For|On|In|At|To|From|After|Before|Left"
-    r"|So|Also)\b"
+    r"(What|Who|Whose|Which|Where|How|When|If|Because|While|Until|Since|That|Those|These|Such|It|Its|Their|There|Of|As|By"
+    r"|With|Without|Within|For|On|In|At|To|From|After|Before|Between|Through|Over|Under|Above|Up|Left|Fed|So|Nor|Also"
+    r"|Otherwise|Whatever|Whoever)\b"
 )
 """Words that do not begin a docstring: a verb or a noun phrase does."""
 
 NEGATED = re.compile(
-    r"(?<!there )\b(?:is|are|was|were|been|knows?|names?|says?|sees?) no (?!longer|more|less)\w+", re.I
+    r"(?<!there )\b(?:is|are|was|were|been|knows?|names?|says?|sees?) no (?!longer|more|less)\w+"
+    r"|\b(?:adds|gets|gives|has|helps|holds|keeps|leaves|makes|needs|reads|takes) none\b",
+    re.I,
 )
-"""Negated nouns, as in "is no run": negate the verb, "is not a run"."""
+"""Negated nouns, as in "is no run" and "reads none": negate the verb, "is not a run", "does not read captions"."""
 
-UNPLAIN = re.compile(r"\b(?:goes on|went on|by heart|to the bit)\b")
-"""Expressions that have a field word: resume or continue, overfit, bitwise."""
+FRONTED = re.compile(r"(?:^\W*|[.;] )(?:Of(?! the allocated)|Whose|Who|Those)\b.*")
+"""Sentences that front their object or lack a noun: begin with the subject. torch's own message is let pass."""
+
+UNPLAIN = re.compile(r"\b(?:goes on|went on|by heart|to the bit|way out|anew|whoever)\b", re.I)
+"""Expressions with a plainer word: resume or continue, overfit, bitwise, fix, again, anyone who."""
 
 LONGEST_NAME = 60
 
@@ -59,6 +65,10 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
 
 def test_texts_negate_the_verb_and_not_the_noun():
     assert found(NEGATED, [*sources(), *pages()]) == []
+
+
+def test_sentences_begin_with_their_subject():
+    assert found(FRONTED, [*sources(), *pages()]) == []
 
 
 def test_texts_use_the_words_of_the_field():

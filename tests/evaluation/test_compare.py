@@ -111,7 +111,7 @@ def test_how_far_runs_came(run, other, compare):
     assert row(answer, "flow")[0] == f"{rows[-1]['flow']:.5g}"
     assert "shortcut  " not in answer.out
     assert "settings: the same" in compare(run, shutil.copytree(run, run.with_name("copy"))).out
-    # Of a long run the loss is the mean over the last steps.
+    # The loss of a long run is the mean over the last steps.
     write_metrics(run, [rows[0] | {"step": step, "flow": float(step)} for step in range(1, 2 * module.PARTS + 1)])
     assert row(compare(run, evaluation(run.parent / "a.json")), "flow") == [str(2 * module.PARTS - 0.5), "-"]
 

@@ -36,7 +36,7 @@ def features(torchvision_shim):
 
 @pytest.fixture
 def random_features(features, monkeypatch):
-    """These features, wherever the product builds the network."""
+    """Use ``features`` wherever the package builds the network."""
     monkeypatch.setattr(perceptual, "load_network", lambda pretrained: features)
     return features
 

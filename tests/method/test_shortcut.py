@@ -54,7 +54,7 @@ class Shrinking(torch.nn.Module):
 
 
 def test_shortcut_loss_is_least_for_the_exact_mean():
-    """Up to the midpoint rule of the shortest steps; the velocity at the start of a step is not a solution."""
+    """The midpoint rule of the shortest steps is near enough; the velocity at the start of a step is not a solution."""
     rate = 2.0
     keys = noise.keys(0, torch.arange(8))
     h, z = torch.zeros(8, 12, 32), noise.normal(keys, 12, 5)

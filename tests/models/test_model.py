@@ -235,7 +235,7 @@ def test_time_features_tell_times_apart():
     ],
 )
 def test_preset_sizes(name, millions, parts):
-    """Within 1 % of the paper's totals; exact counts, so that no size changes unnoticed."""
+    """Totals are within 1 % of the paper's. Counts are exact, so that a changed size is noticed."""
     with torch.device("meta"):
         model = PRA(recipe(name).model)
     total = sum(p.numel() for p in model.parameters())

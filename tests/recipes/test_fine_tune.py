@@ -217,7 +217,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monke
         torch.testing.assert_close(new.state_dict()[name], tensor)
 
     shutil.rmtree(run)  # it is not needed any more
-    monkeypatch.setattr(fine_tune, "propose", lambda *_: pytest.fail("chosen anew"))
+    monkeypatch.setattr(fine_tune, "propose", lambda *_: pytest.fail("chosen again"))
     assert "nothing to train" in train(*command)[1]
     code, text = train("--from", "run/", "--data", "folder:pets", "--steps", 3, *STILL)
     assert (code, "trained 1 step to 3" in text) == (0, True), text

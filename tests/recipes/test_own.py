@@ -203,7 +203,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypat
     config = read_run(folder)
     assert (config.recipe, config.model.num_classes, config.model.channels) == ("own", 1, 3)
 
-    monkeypatch.setattr(own, "propose", lambda *_: pytest.fail("chosen anew"))
+    monkeypatch.setattr(own, "propose", lambda *_: pytest.fail("chosen again"))
     code, text = train(*command)
     assert (code, read_run(folder)) == (0, config)
     assert "settings: those of runs/own-photos, chosen when it began" in text

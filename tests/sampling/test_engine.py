@@ -89,7 +89,7 @@ def walk(model, config, prefix=None, precision=Precision.FLOAT32):
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_engine_equals_parallel_modules(name, kept, bucket, native, monkeypatch):
-    """Fed the engine's own states and patches, the modules give its next ones, everything in parallel."""
+    """The modules, run in parallel on the engine's own states and patches, give its next states and patches."""
     monkeypatch.setenv(SWITCH, native)
     if bucket != 1:
         in_buckets(monkeypatch, bucket)
@@ -319,7 +319,7 @@ def test_captured_and_replayed_images_are_the_same(settings, bucket, monkeypatch
 
 
 def test_compiled_graphs_see_the_whole_cache(monkeypatch):
-    """Each bucket would be compiled anew."""
+    """Each bucket would be compiled again."""
     FakeCuda(monkeypatch)
     monkeypatch.setattr(device, "_has_bfloat16", lambda device: True)
     model = random_model()

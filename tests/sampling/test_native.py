@@ -38,7 +38,7 @@ def threads():
 
 
 @pytest.fixture
-def anew(tmp_path, monkeypatch):
+def uncompiled(tmp_path, monkeypatch):
     """Nothing compiled yet, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
@@ -50,9 +50,9 @@ def anew(tmp_path, monkeypatch):
 
 @pytest.fixture
 def copied(request, monkeypatch):
-    """Do as ``anew`` does; compiling copies the library of this machine."""
+    """Do as ``uncompiled`` does; compiling copies the library of this machine."""
     known = library()._name
-    folder = request.getfixturevalue("anew")
+    folder = request.getfixturevalue("uncompiled")
     monkeypatch.setattr(build.subprocess, "run", lambda command, **_: shutil.copy(known, command[-1]))
     return folder
 
@@ -92,7 +92,7 @@ SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
 def test_bfloat16_products_are_of_rounded_matrices(tiles, request, monkeypatch):
     """Round inputs too where the processor multiplies such, by AMX's tiles."""
     if not tiles:
-        request.getfixturevalue("anew")
+        request.getfixturevalue("uncompiled")
         monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DPRA_WITHOUT_AMX"))
     for inputs, outputs in SHAPES:
         linear, native = product(inputs, outputs, low=True)
@@ -261,20 +261,20 @@ def test_library_is_compiled_once_and_again_when_damaged(copied, monkeypatch, re
     assert not recwarn.list
 
 
-def test_compiler_that_is_missing_or_fails_is_not_needed(anew, monkeypatch, recwarn):
+def test_compiler_that_is_missing_or_fails_is_not_needed(uncompiled, monkeypatch, recwarn):
     with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(anew))
+        patch.setenv("PATH", str(uncompiled))
         assert library() is None
         assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
     assert not recwarn.list
     build.built.cache_clear()
-    compiler = anew / "broken-c++"
+    compiler = uncompiled / "broken-c++"
     compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
         assert library() is None
-    assert not (anew / "cache").exists()
+    assert not (uncompiled / "cache").exists()
 
 
 def test_hash_of_other_tensors_needs_no_compiler(monkeypatch):

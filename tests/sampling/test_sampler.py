@@ -112,7 +112,7 @@ def test_stream_yields_every_row_of_groups():
 
 
 def test_completion_continues_what_was_kept():
-    """Through the backbone and, as states, the decoder. With the identity codec a sample continues as it was."""
+    """Kept pixels act through backbone and decoder. Without a codec the completion of a sample equals the sample."""
     images, _, _ = batch(LEARNED, 1)
     one, two = (Sampler(random_model(LEARNED)).complete(x, 1, [0], [0])[:, :, 2:] for x in (images, -images))
     assert (one - two).abs().max() > 0.01
@@ -125,7 +125,7 @@ def test_images_that_are_not_finite_are_refused():
     sampler = Sampler(random_model(), SamplingConfig(temperature=1e300))
     parts = sampler.stream([0, 1], [0, 1])
     assert [next(parts).shape[2] for _ in range(2)] == [2, 4]
-    with pytest.raises(PraError, match=r"2 of 2 images are not finite numbers; try temperature .*\(now 1e\+300\)"):
+    with pytest.raises(PraError, match=r"2 of 2 images are not finite numbers. Try temperature .*\(now 1e\+300\)"):
         next(parts)
     with pytest.raises(PraError, match="1 of 1 images are not finite numbers"):
         Sampler(random_jit(), SamplingConfig(temperature=1e300)).sample([0], [0])

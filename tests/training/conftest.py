@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
-    """Nor does a command."""
+    """Do not draw curves in commands either."""
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 

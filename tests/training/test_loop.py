@@ -114,7 +114,7 @@ def test_codec_warmup_trains_the_codec_alone(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "settings"), [("tiny", ()), ("tiny:plus", SPOKEN)])
 def test_compiled_step_is_the_same_step(recipe, settings, tmp_path):
-    """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
+    """Losses and gradients are equal up to rounding. AdamW's first steps enlarge rounding in the weights."""
     rows = []
     for name in ("false", "true"):
         train(tiny(*settings, f"train.compile={name}", "train.steps=3", recipe=recipe), tmp_path / name)

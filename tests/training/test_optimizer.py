@@ -119,7 +119,7 @@ def test_set_rates_scales_each_group_from_its_own_peak():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_muon_steps_equal_torchs(shape):
-    """Up to bfloat16, in which torch's class computes."""
+    """Steps are equal up to the rounding of bfloat16, in which torch's class computes."""
     generator = torch.Generator().manual_seed(0)
     ours = nn.Parameter(torch.randn(shape, generator=generator))
     theirs = nn.Parameter(ours.detach().clone())

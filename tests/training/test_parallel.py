@@ -62,7 +62,7 @@ def shared(folder, *settings, recipe="tiny", losses=None):
 
 
 def assert_equal(one, other):
-    """Up to rounding, which AdamW's first steps enlarge."""
+    """Check that two runs are equal up to rounding, which AdamW's first steps enlarge."""
     rows, others = read_metrics(one), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for a, b in zip(rows, others, strict=True):

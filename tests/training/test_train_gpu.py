@@ -122,7 +122,7 @@ def test_shared_step_equals_that_of_one_process(group, settings, several, sharde
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_run_resumes_and_learns_as_on_the_cpu(tmp_path, compiled):
-    """Up to rounding, which AdamW's first steps enlarge."""
+    """Runs are equal up to rounding, which AdamW's first steps enlarge."""
     settings = ("train.precision=float32", "train.checkpoint_every=3")
     for name, device, ends in (("cpu", "cpu", [6]), ("gpu", str(DEVICE), [6]), ("again", str(DEVICE), [3, 6])):
         for steps in ends:

@@ -81,7 +81,7 @@ def test_join_bad_variables_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
 def test_join_other_launchers_are_refused(monkeypatch, name):
-    """Otherwise each process would train the whole run into the same folder."""
+    """Each process would train the whole run into the same folder."""
     for variable in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, "8")
@@ -94,7 +94,7 @@ def test_join_other_launchers_are_refused(monkeypatch, name):
 
 
 def test_join_without_the_others_is_one_line(monkeypatch, capfd):
-    """Within the given time, without torch's long messages."""
+    """The line comes within the given time, without torch's long messages."""
     world = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     for name, value in {**world, "PRA_RENDEZVOUS_TIMEOUT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -156,6 +156,6 @@ def late(rank, folder):
 
 @pytest.mark.slow
 def test_barrier_of_a_step_waits_less_than_patient_work(tmp_path):
-    """Otherwise a machine that vanishes silently would keep the others waiting for a day."""
+    """A machine that vanishes silently would else keep the others waiting for a day."""
     processes.api(2, late, tmp_path)
     assert (tmp_path / "error-0").read_text() == distributed.LOST

@@ -1,4 +1,4 @@
-"""The peaks of a device, and the time of a piece of work on it."""
+"""The peak rates of a device, and the time of a piece of work on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Peak(NamedTuple):
 def measure(device: torch.device, dtype: torch.dtype) -> Peak:
     """Measure a device in a dtype by a large matrix product and a large copy, for a second or two.
 
-    On a CPU with as many threads as torch has.
+    A CPU is measured with torch's number of threads.
     """
     side, length = (8192, 1 << 30) if device.type == "cuda" else (1536, 1 << 26)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Quality against time: FID and seconds per image of a model under several settings, and names on their front."""
+"""Quality against time: FID and seconds per image of a model under several settings, and their Pareto front."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FOLDER, PARETO, PICTURE = "pareto", "pareto.json", "pareto.png"
 
 TIERS = {"best": 1.0, "balanced": 1.05, "fast": 1.25}
-"""Names of points of the front: the fastest whose FID is at most this factor of the lowest."""
+"""Names of points on the front: the fastest point whose FID is at most this multiple of the lowest FID."""
 
 HEADS: tuple[dict[str, Any], ...] = (
     *({"solver": "midpoint", "steps": steps} for steps in (1, 2, 3)),
@@ -46,8 +46,11 @@ WHOLE = (0.25, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its FID, ``None`` where images are not finite; seconds per image; and their ``ratio`` to the first
-    row's, the median, lowest and highest of several rounds. ``front``: no other setting is as good and faster."""
+    """One setting with its FID, ``None`` if images are not finite, and its seconds per image.
+
+    ``ratio`` holds the median, lowest and highest ratio of the seconds to the first row's, over several rounds. A row
+    is on the ``front`` if every other row is worse in FID or in seconds, or equal in both.
+    """
 
     name: str
     options: list[str]
@@ -71,8 +74,10 @@ class Tier:
 
 
 def tried(subject: Subject, over: Sequence[str] = ()) -> list[Point]:
-    """Return the settings to try, the model's own first: those of lines as :func:`pra.evaluation.sweep.points` takes
-    them, by default :data:`HEADS` with guidance and without.
+    """Return the settings to try, the model's own first.
+
+    ``over`` are lines for :func:`pra.evaluation.sweep.points`. The default is :data:`HEADS` (or :data:`WHOLE`), with
+    guidance and without.
 
     Raises:
         PraError: a line that cannot be read, or settings that the model cannot be sampled with.
@@ -117,7 +122,7 @@ def named(sampling: SamplingConfig) -> Point:
 
 
 def seconds(subject: Subject, settings: Sequence[Point], batch: int, rounds: int) -> list[list[float]]:
-    """Return the seconds per image of each setting in each round; they take turns, ``batch`` images at a time."""
+    """Return the seconds per image of each setting in each round. Settings take turns, ``batch`` images at a time."""
     assert subject.requests is not None, "a model that is sampled has requests"
     samplers = [subject.sampled_with(point.sampling).sampled("time") for point in settings]
     return in_turn(samplers, rounds, subject.requests.part(range(min(batch, subject.count))))
@@ -162,7 +167,7 @@ def _dominates(one: Row, other: Row) -> bool:
 
 
 def tiers(made: Sequence[Row]) -> dict[str, str]:
-    """Return the names of the rows that are called ``best``, ``balanced`` and ``fast``; none where no FID is finite."""
+    """Return the names of the rows that are called ``best``, ``balanced`` and ``fast``; empty if no FID is finite."""
     front = [(row.fid, row) for row in made if row.front and row.fid is not None]
     if not front:
         return {}
@@ -180,7 +185,7 @@ def values_of(made: Sequence[Row]) -> dict[str, Any]:
 
 
 def offered(folder: Path, run: Path | None, average: str) -> list[Tier]:
-    """Return the tiers of a checkpoint of ``run``, or of a model folder; empty where none are known of its weights."""
+    """Return the tiers of a checkpoint of ``run``, or of a model folder; empty if its weights do not have tiers."""
     if run is None:
         return read_tiers(folder / PARETO)
     path = run / FOLDER / PARETO
@@ -188,7 +193,7 @@ def offered(folder: Path, run: Path | None, average: str) -> list[Tier]:
 
 
 def read_tiers(path: Path, weights_sha256: str | None = None) -> list[Tier]:
-    """Return the tiers that ``pra bench pareto`` has left in a file; empty without it, or if it is of other weights.
+    """Return the tiers in a file of ``pra bench pareto``; empty if the file is missing or of other weights.
 
     Raises:
         PraError: the file is damaged.

@@ -16,15 +16,19 @@ from pra.evaluation import flops
 from pra.sampling import Engine, generate
 
 PLACES = 5
-"""Raster positions, from the second to the last, at which a piece of the step is timed; the head's at as many of each
-number of steps."""
+"""Raster positions, from the second to the last, at which each piece of a step is timed.
+
+Where numbers of solver steps differ along the raster, the head is timed at so many positions of each number.
+"""
 
 REPEATS = 7
 """Measurements of each piece at each position; their median counts."""
 
 Row = dict[str, Any]
-"""One ``part`` at one ``batch`` size, for ONE image: ``flops``, ``bytes``, and seconds: the least that they take
-(``floor``) and ``measured``, None where unknown."""
+"""Cost of one ``part`` at one ``batch`` size, for ONE image: ``flops``, ``bytes`` and seconds.
+
+``floor`` are the least seconds that the flops and bytes take, and ``measured`` are measured. Unknown seconds are None.
+"""
 
 
 def count(
@@ -35,7 +39,7 @@ def count(
     peak: Peak | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Return rows of the backbone, the head, the decoder, and of the whole image, the sum of theirs.
+    """Return rows of the backbone, the head and the decoder, and their sum, the row of the whole image.
 
     ``seconds`` are from :func:`measured_parts`.
     """

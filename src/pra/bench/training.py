@@ -1,4 +1,4 @@
-"""The cost of a training: counted before it begins, and the time and memory of a step as measured, whole and in parts.
+"""The cost of a training: counts before it begins, and measured time and memory of a step, whole and in parts.
 
 The step is the training loop's (:mod:`pra.training.step`), on images that lie ready on the device.
 """
@@ -30,14 +30,14 @@ from pra.utils.compiler import compiled
 from pra.utils.device import autocast, enough_memory
 
 WARM_UPS = 2
-"""Rounds before those that count: libraries choose their kernels, a compiler compiles."""
+"""Rounds that do not count: in these, libraries choose their kernels, and the compiler compiles."""
 
 STATES = 5
 """Float32 numbers per parameter after a backward pass: the weight, its gradient, AdamW's two moments, the moving
-average. Each of ``train.averages`` is one more."""
+average. Each of ``train.averages`` adds a number."""
 
 Seconds = dict[str, float]
-"""Over the rounds: ``median``, ``lowest`` and ``highest``."""
+"""Seconds over the rounds: ``median``, ``lowest`` and ``highest``."""
 
 
 class SyntheticStep(Step):
@@ -53,7 +53,7 @@ class SyntheticStep(Step):
         self.labels, self.keys = places % run.model.num_classes, noise.keys(0, places)
 
     def __call__(self, with_perceptual: bool = True) -> None:
-        """Do the whole step, or all but LPIPS."""
+        """Do the whole step, or the step without LPIPS."""
         self.learn(self.train.rollout, self.perceptual if with_perceptual else None)
         self.update(0)
 
@@ -65,7 +65,8 @@ class SyntheticStep(Step):
     def works(self) -> dict[str, Callable[[], object]]:
         """Return the step, and the parts of it that run alone.
 
-        The update comes after the passes, as it needs their gradients. The codec's pass comes last and leaves its own.
+        The update comes after the passes, as it needs their gradients. The codec's pass comes last, as it leaves other
+        gradients.
         """
         found: dict[str, Callable[[], object]] = {"step": self}
         if self.perceptual is not None:
@@ -101,9 +102,9 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     """Time all parts of a step on one device, ``rounds`` times; the batch of ``run`` is the device's.
 
     Returns:
-        ``step``, its :data:`Seconds`; ``parts``, seconds by name, differences of medians where a part does not run
-        alone; ``memory`` in bytes. ``ratio`` is the step, without LPIPS, over a teacher-forced one of the same
-        backbone, which takes ``teacher_forced`` :data:`Seconds`; both are None for such a step itself.
+        ``step``: its :data:`Seconds`. ``parts``: seconds by name; a part that does not run alone is a difference of
+        medians. ``memory``: bytes. ``teacher_forced``: :data:`Seconds` of a teacher-forced step of the same backbone.
+        ``ratio``: the step, without LPIPS, over the teacher-forced step. The last two are None without a codec.
 
     Raises:
         PraError: the device's memory is too small, or the compiler fails.
@@ -112,7 +113,7 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     with enough_memory(run.train.micro_batches(1)[0], device, fix):
         own = SyntheticStep(run, device, perceptual)
         memory = own.memory()
-        if own.uncompiled:  # a warning is enough for training, not for figures of what is compiled
+        if own.uncompiled:  # training only warns, but figures of a compiled step need a compiler
             raise own.uncompiled
         works = own.works()
         if run.model.codec is not None:
@@ -134,7 +135,7 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
 
 
 def teacher_forced(run: RunConfig) -> RunConfig:
-    """Return the same backbone on clean patches, with the patch as the state.
+    """Return a run of the same backbone on clean patches, with the patch as the state.
 
     The recipe of that name is larger: it spends the codec's parameters on a deeper backbone.
     """
@@ -150,7 +151,7 @@ def summary(values: list[float]) -> Seconds:
 
 
 def _parts(medians: dict[str, float]) -> dict[str, float]:
-    # The passes run together, so the AR pass is what the other parts leave of them.
+    # The passes run together: the AR pass is the rest after the other parts.
     order = ["clean pass", "codec"]
     parts = {name: medians[name] for name in order if name in medians}
     if "clean pass" in parts:
@@ -168,9 +169,9 @@ def _parts(medians: dict[str, float]) -> dict[str, float]:
 class Needs:
     """The counted cost of training.
 
-    ``flops`` of an image include LPIPS's ``perceptual_flops``. Bytes: ``state_bytes`` of weights, gradients, moments
-    and averages; and what the forward pass keeps for the backward pass, ``fixed_bytes`` whatever the batch (weights in
-    lower precision) and ``image_bytes`` for every image of a micro-batch.
+    ``flops`` are those of one image, with LPIPS's ``perceptual_flops``. ``state_bytes`` hold weights, gradients,
+    moments and averages. The forward pass keeps bytes for the backward pass: ``image_bytes`` for every image of a
+    micro-batch, and ``fixed_bytes`` for any batch (weights in lower precision).
     """
 
     parameters: int
@@ -182,7 +183,7 @@ class Needs:
 
 
 def needs_of(run: RunConfig) -> Needs:
-    """Count the cost of training, without allocating it. Seconds for the largest model."""
+    """Count the cost of training without allocating memory. The largest model takes seconds."""
     extra, parameters = perceptual_flops(run), sum(count_parameters(run.model).values())
     one, two = (saved_bytes(run, images) for images in (1, 2))
     states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
@@ -190,7 +191,7 @@ def needs_of(run: RunConfig) -> Needs:
 
 
 def device_states(run: RunConfig, needs: Needs, devices: int) -> int:
-    """Return the bytes of the states on each of so many devices.
+    """Return the bytes of the states on each of ``devices`` devices.
 
     Raises:
         PraError: the batch does not divide among them.
@@ -198,13 +199,13 @@ def device_states(run: RunConfig, needs: Needs, devices: int) -> int:
     _, parts = run.train.micro_batches(devices)
     if run.train.parallel is not Parallelism.FSDP:
         return needs.state_bytes
-    # Gradients pass between devices in the last micro-batch only: until then each device keeps all of them.
+    # Devices exchange gradients in the last micro-batch only: until then each device keeps all gradients.
     whole = needs.parameters * torch.float32.itemsize if parts > 1 else 0
     return needs.state_bytes // devices + whole - whole // devices
 
 
 def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
-    """Return LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step."""
+    """Return LPIPS with random weights, which cost as much as trained ones; ``None`` if the run's step lacks LPIPS."""
     if not run.train.objective.perceptual_weight or run.model.codec is None:
         return None
     return perceptual.lpips_distance(run.model, device, pretrained=False)
@@ -222,12 +223,12 @@ def perceptual_flops(run: RunConfig) -> int:
 
 
 def saved_bytes(run: RunConfig, images: int) -> int:
-    """Return the bytes that a forward pass over so many images keeps for the backward pass, without the parameters.
+    """Return the bytes that a forward pass over ``images`` images keeps for the backward pass, without the parameters.
 
-    Counted on fake CPU tensors without memory; a GPU's kernels keep nearly the same.
+    Counts on fake CPU tensors without memory. A GPU's kernels keep nearly as many bytes.
     """
     train, distance = replace(run.train, compile=False), perceptual_of(run, torch.device("cpu"))
-    seen: dict[int, Tensor] = {}  # keep the tensors: a freed storage's number is used again
+    seen: dict[int, Tensor] = {}  # keep the tensors: the number of a freed storage is used again
 
     def pack(tensor: Tensor) -> Tensor:
         seen.setdefault(tensor.untyped_storage()._cdata, tensor)

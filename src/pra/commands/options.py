@@ -72,7 +72,7 @@ class How:
     time_grid: Annotated[str | None, choices(TimeGrid)] = None
     """Places of the solver's intervals."""
     shift: Number = None
-    """Above 1 moves intervals towards noise, below 1 towards data."""
+    """Shift of the intervals: above 1 towards noise, below 1 towards data."""
     guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None
     """Flow times between which guidance acts: 0 is noise, 1 data."""
     times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None

@@ -98,7 +98,7 @@ class CodecConfig(Settings):
     """Learned states: the encoder ``G``, states of ``state_dim`` numbers, and the pixel decoder ``D``.
 
     Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
-    states so far). ``deblock`` is a filter of finished pictures; the paper has none.
+    states so far). ``deblock`` is a filter of finished pictures, which the paper does not have.
     """
 
     state_dim: int

@@ -195,9 +195,10 @@ class TrainConfig(Settings):
     ``micro_batch_size`` images at a time (accumulation).
 
     ``parallel`` is for several processes. ``activation_checkpointing`` computes the insides of each block a second time
-    in the backward pass rather than keep them: less memory, about a third more arithmetic. ``compile`` has torch fuse
-    the step's arithmetic: a minute at the start for a faster step (on CPUs it needs a C++ compiler); the whole loss in
-    one process, block by block in several. For the first ``codec_warmup`` steps the codec's terms are the only loss.
+    in the backward pass rather than keep them: less memory, about a third more arithmetic. ``compile`` lets torch fuse
+    the step's arithmetic, the whole loss in one process, and block by block in several. It takes a minute at the start
+    and makes steps faster; on CPUs it needs a C++ compiler. For the first ``codec_warmup`` steps the codec's terms are
+    the only loss.
 
     ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
     (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.optimizer`).
@@ -208,7 +209,8 @@ class TrainConfig(Settings):
 
     Intervals are in steps. ``sample_every=0`` draws no grids. Every ``validate_every`` steps, and after the last, the
     loss is measured on the held-out images of ``data.validation``; 0 is never. The newest ``keep_checkpoints`` stay.
-    Those of every ``keep_every`` steps, a multiple of ``checkpoint_every``, stay for good; 0 keeps only the newest.
+    Checkpoints of every ``keep_every`` steps, a multiple of ``checkpoint_every``, stay for good; 0 keeps only the
+    newest.
     """
 
     steps: PositiveInt

@@ -127,7 +127,7 @@ def read_metadata(root: Path, file: str) -> list[Row]:
     Raises:
         OSError: the file cannot be read, or has more than :data:`MOST_METADATA` bytes.
     """
-    # What is not UTF-8 becomes surrogates, which `checked` finds: other lines stay of use.
+    # Read bytes that are not UTF-8 as surrogates, which `checked` finds: other lines stay of use.
     text = read_regular(root / file, MOST_METADATA).decode("utf-8-sig", "surrogateescape")
     lines = list(_csv(text) if file.endswith(".csv") else _json_lines(text))
     if not any(isinstance(values, dict) and {"file_name", "text"} <= values.keys() for _, values in lines):

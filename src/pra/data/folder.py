@@ -36,9 +36,9 @@ MOST_SIZES = 10_000
 class FolderSource(Files):
     """``PATH/class/**/picture.png``; classes and images in sorted order, each real folder once.
 
-    A folder that holds images itself and has none below it is unconditional: one class, "image". Of a folder of splits
-    (:data:`SPLITS`) the training split is read. Other files, hidden ones, and what the system leaves are counted and
-    named in one warning.
+    A folder that holds images itself, and not in folders below it, is unconditional: one class, "image". In a folder of
+    splits (:data:`SPLITS`) the training split is read. One warning counts and names the other files, among them hidden
+    files and files of the operating system.
 
     Captions are those of ``metadata.jsonl`` or ``metadata.csv`` in any folder, else the lines of ``NAME.txt`` beside
     ``NAME.png``. Without either, the source is not captioned.

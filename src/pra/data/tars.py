@@ -70,7 +70,7 @@ _PROMISED: dict[str, Any] = {"url": str, "filesize": NaturalInt | None, "sha256"
 class Found(NamedTuple):
     """One image in a tar: the tar's number, offset and size in bytes, the file's name, and its label.
 
-    Its captions lie at ``text_offset``, 0 if it has none, in a text file or in JSON.
+    Its captions lie at ``text_offset`` in a text file or in JSON; 0 without captions.
     """
 
     file: int

@@ -169,7 +169,7 @@ class Balls:
         self.centre = features.double().mean(dim=0) if centre is None else centre
         self.points = features.double() - self.centre
         self.norms = self.points.square().sum(dim=1)
-        # The smallest distance is the point's own. What a row has in common does not change its order.
+        # The smallest distance is the point's own. A term that is equal in a row does not change the row's order.
         parts = [
             torch.addmm(self.norms, block, self.points.T, alpha=-2).topk(neighbours + 1, largest=False).values
             for block in _blocks(self.points, len(self.points))

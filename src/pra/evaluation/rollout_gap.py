@@ -71,7 +71,7 @@ def rollout_gap(
         rollout: the rollout of its training.
         images: at least 2 training images ``(n, C, H, W)`` in [-1, 1].
         labels: of the images, ``(n,)``, or rows with captions.
-        sampling: solver and steps; its guidance is ignored, since training has none.
+        sampling: solver and steps; its guidance is ignored, since training does not use guidance.
         objective: the objective of its training, which decides the noise draws of the losses.
         seed: decides all random numbers.
         batch_size: images at a time; nothing depends on it beyond rounding.

@@ -15,7 +15,7 @@ from torch import Tensor
 from pra.config import TransformerConfig
 
 ALIGNED = 8
-"""A mask's length is a multiple of this: CUDA's attention would copy another mask into a longer one in every layer."""
+"""Divisor of a mask's length: CUDA's attention would copy any other mask into a longer one in every layer."""
 
 
 class KVCache:
@@ -50,7 +50,7 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     def seek(self, length: int) -> None:
-        """Store the next tokens after the first ``length``."""
+        """Store the next tokens after the first ``length`` tokens."""
         self.length, self.bound = length, length + self.group
 
     def clear(self) -> None:

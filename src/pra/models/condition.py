@@ -27,7 +27,7 @@ class ClassCondition(nn.Module):
     """Learned prefix tokens for each class, and for the null class of classifier-free guidance (arXiv 2207.12598).
 
     A batch of conditions is a tensor of labels, ``(B,)`` int64 in ``[0, num_classes]``; ``num_classes`` is the null
-    class. Each label has ``count`` tokens of ``width``. ``row`` is None where captions are not read
+    class. Each label has ``count`` tokens of ``width``. ``row`` is None for a model that does not read captions
     (:mod:`pra.models.text`).
     """
 

@@ -1,7 +1,8 @@
 """JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), built from the parts of PRA.
 
-It predicts the clean image ``x``; training and sampling convert the prediction to a velocity. Unlike the paper's JiT,
-it has a learned position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
+It predicts the clean image ``x``; training and sampling convert the prediction to a velocity. Unlike the paper's JiT
+it has a learned position per token beside the rotary embedding, and class tokens from the first block on. It does not
+have dropout.
 """
 
 from __future__ import annotations

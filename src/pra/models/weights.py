@@ -102,8 +102,8 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
         A model with float32 weights; half-precision files are converted.
 
     Raises:
-        PraError: the folder, its checkpoint or the average does not exist; files are damaged (their SHA-256 is not that
-            of the saved ones) or of a newer format; or :func:`pra.utils.hub.download` fails.
+        PraError: the folder, its checkpoint or the average does not exist; files are damaged (their SHA-256 has changed
+            since they were saved) or of a newer format; or :func:`pra.utils.hub.download` fails.
     """
     folder = model_folder(path, average)
     try:

@@ -41,8 +41,8 @@ MINUTES, TRAINING_SHARE = 30.0, 0.85
 """Default minutes of a training, and the share for steps; grids, checkpoints and the start take the rest."""
 
 EPOCHS, FEWEST_IMAGES, FEW_PICTURES = 400, 40_000, 500
-"""Most epochs, as in the paper; fewest images seen, as in the studies on CPUs; and a threshold: a model overfits fewer
-pictures, and a line warns of this."""
+"""Most epochs, as in the paper; fewest images seen, as in the studies on CPUs; and the number of pictures below which a
+line warns that the model overfits."""
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
 """Share of the pictures that are held out, and the fewest pictures for which this is done."""
@@ -51,14 +51,14 @@ VALIDATIONS, GRIDS = 20, 5
 """Numbers of held-out losses and of sample grids in a training."""
 
 COMPILE_FROM, COMPILED = 300.0, 0.7
-"""Shortest training, in seconds, that is compiled, as compiling takes a minute; and the time of a compiled step over
-that of an uncompiled one (measured: 0.62 on a CPU core, emoji in 64 patches, scale cpu)."""
+"""Shortest training that is compiled, in seconds, as compiling takes a minute; and the time of a compiled step over the
+time of an uncompiled step (measured: 0.62 on a CPU core, emoji in 64 patches, scale cpu)."""
 
 T_MIN, GUIDANCE = {1: 0.9, 3: 0.6}, {1: 1.5, 3: 3.0}
 """Strength of the perturbation, and the guidance scale for pictures with classes: by channels, grey or colour.
 
-Best on Fashion-MNIST and on emoji (docs/evidence-parts.md). On 1008 colour icons ``t_min`` 0.6 has an FID of 2.52, and
-0.9 of 3.57 (docs/own-data.md).
+These were best on Fashion-MNIST and on emoji (docs/evidence-parts.md). On 1008 colour icons the FID is 2.52 with
+``t_min`` 0.6, and 3.57 with 0.9 (docs/own-data.md).
 """
 
 TOO_LARGE = "more memory than the device has"
@@ -98,7 +98,7 @@ STATES = {4: 4, 16: 6, 64: 8, 192: 12}
 def named_after(text: str) -> str:
     """Return the last part of a path or address for use in a folder's name; may be empty."""
     name = re.sub(r"[^\w.-]+", "-", text.rstrip("/").rpartition("/")[2])
-    return name.encode()[:120].decode(errors="ignore").strip("-.")  # the names of two must fit into 255 bytes
+    return name.encode()[:120].decode(errors="ignore").strip("-.")  # two such names must fit into 255 bytes
 
 
 def run_folder(data: str) -> Path:

@@ -11,9 +11,9 @@
 | exact             | learned   | sampled sequentially by the model   | v        |
 | jit               | the patch | none: all patches at once           | x        |
 
-Every system has as many parameters as the PRA run it changes, within 3 % (:data:`TOLERANCE`), so that the method, not
-the size, explains a difference. The pixel systems spend the codec's parameters on more blocks of the backbone, and the
-rest on a wider head. JiT has the width nearest to the backbone's at which some depth gives the same size.
+Every system has as many parameters as the PRA run that it changes, within 3 % (:data:`TOLERANCE`). Size thus does not
+explain a difference. The pixel systems spend the codec's parameters on more blocks of the backbone, and the rest on a
+wider head. JiT has the width nearest to the backbone's at which some depth gives the same size.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pra.config import DeblockConfig, ModelConfig, Muon, RunConfig
 from pra.errors import PraError
 
 MUON_RATE = 5.0
-"""Peak rate of Muon over that of AdamW. Of four ratios, 0.01 to 0.002 was best."""
+"""Peak rate of Muon over the rate of AdamW. The best of four ratios was 0.01 to 0.002."""
 
 PERTURBED_WEIGHT = 0.5
 """Weight of L_rec on pixels decoded from perturbed states."""

@@ -1,7 +1,7 @@
 """Sampling (paper, "Sampling"; docs/method.md): raster order, caches, guidance, one seed per image.
 
-:mod:`pra.sampling.algorithm` is the algorithm on a page. JiT is sampled by the same class, from the same seeds and with
-the same solvers, but all patches at once.
+:mod:`pra.sampling.algorithm` is the algorithm on a page. The same class samples JiT, from the same seeds and with the
+same solvers, but all patches at once.
 """
 
 from pra.sampling.algorithm import Steps, Token, exact_rollout, generate

@@ -1,7 +1,7 @@
 """Sampling as an algorithm (paper, "Sampling"; docs/method.md), by the model's own modules.
 
 Faster steps change :attr:`Steps.run` (:mod:`pra.sampling.runner`) or override methods of :class:`Steps`
-(:mod:`pra.sampling.native`), and are tested to equal these.
+(:mod:`pra.sampling.native`). Tests compare them with the steps here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from pra.sampling.guidance import evaluations_by_steps, scale_at
 from pra.utils.device import row_by_row
 
 Draws = Callable[[int], Tensor | None]
-"""Noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
+"""Noise by raster position: ``(B, K, d)`` for ``K`` intervals, or ``None`` if the solver does not add noise."""
 
 
 class Token(NamedTuple):
-    """One patch of a batch: ``h`` ``(streams * B, 1, D)``, those of the null condition last; the state ``(B, 1, d)``;
-    and the patch ``(B, 1, P)`` in [-1, 1]. The next token may overwrite its tensors."""
+    """The patch at one raster ``position`` of all images of a batch. The next token may overwrite these tensors.
+
+    ``h`` is ``(streams * B, 1, D)``, with the rows of the null condition last; ``state`` is ``(B, 1, d)``; ``patch`` is
+    ``(B, 1, P)`` in [-1, 1].
+    """
 
     position: int
     h: Tensor
@@ -48,7 +51,7 @@ def generate(
     Args:
         steps: the model's steps over caches, for this batch size.
         labels: as the model's condition takes them: ``(B,)``, or rows ``(B, 1 + L)``.
-        starts: ``(B, n, d)``, where each state's path begins; patches up to number ``n <= N`` are generated.
+        starts: ``(B, n, d)``, the start of each state's path. Patches up to number ``n <= N`` are generated.
         prefix: ``(B, k, P)`` true patches to continue, ``0 <= k < n``.
         draws: the noise of an SDE.
         times: ``(K + 1, B, n)``, a grid for each state, in place of the settings' grid.
@@ -72,9 +75,9 @@ def generate(
 
 
 class Steps:
-    """The steps of :func:`generate` for ``batch`` images side by side: the model's modules, and their caches.
+    """The steps of :func:`generate` for a batch of ``batch`` images: the model's modules, and their caches.
 
-    ``run`` runs the work of one token: ``run(method, key, *inputs)``; its shapes change with ``key``.
+    ``run(method, key, *inputs)`` does the work of one token. The shapes of the work depend on ``key``.
     """
 
     run: Callable[..., Tensor]
@@ -97,21 +100,23 @@ class Steps:
         return [cache for cache in (self.backbone_cache, self.decoder_cache) if cache is not None]
 
     def seek(self, position: int) -> None:
-        """Point the caches at a raster position: its patch is written, and the one before it read.
+        """Point the caches at a raster position. There the patch before it is read, and its own patch is written.
 
-        ``seen`` and ``written`` are the tokens that attention looks at then, in the backbone and in the decoder, and
-        ``at`` are the head's evaluations.
+        Sets the numbers of tokens that attention reads, ``seen`` in the backbone and ``written`` in the decoder, and
+        the head's evaluations ``at``.
         """
         self.at = self.evaluations[self.config.steps_at(position, self.model.config.num_groups)]
         self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
         self.seen, self.written = self.backbone_cache.bound, 1
         if self.decoder_cache is not None:
-            self.decoder_cache.seek(position * self.model.config.group_size)  # it has a token per patch
+            self.decoder_cache.seek(position * self.model.config.group_size)  # one token per patch, not per group
             self.written = self.decoder_cache.bound
 
     def scale(self, position: int) -> Tensor | None:
-        """Return the guidance scale at a raster position, embedded where the head is told it; ``None`` where nothing is
-        guided."""
+        """Return the guidance scale at a raster position; ``None`` where nothing is guided.
+
+        A head that reads the scale gets its embedding.
+        """
         if self.told is not None:
             return self.told[position]
         return self.at.plan.scale(position, self.model.device)
@@ -137,7 +142,7 @@ class Steps:
         for at in self.evaluations.values():
             span = None if at.plan.span is None else torch.full_like(at.times, at.plan.span)
             embedded = self.head.embed(at.times, span)
-            # In place: captured steps keep reading the same memory.
+            # Copy in place: captured steps keep reading the same memory.
             at.embedded = embedded if at.embedded is None else at.embedded.copy_(embedded)
         if self.model.is_told(self.config.solver):
             size = self.model.config.num_groups
@@ -145,16 +150,19 @@ class Steps:
             self.told = self.head.embed_scale(scales)
 
     def read(self, patch: Tensor) -> Tensor:
-        """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
+        """Map a patch ``(B, 1, P)`` to ``h`` of the next patch, ``(streams * B, 1, D)``."""
         return self.model.backbone(None, patch, self.backbone_cache)  # type: ignore[no-any-return]
 
     def integrate(
         self, h: Tensor, start: Tensor, scale: Tensor | None, draws: Tensor | None = None, grid: Tensor | None = None
     ) -> Tensor:
-        """Follow the head's flow from ``start`` ``(B, 1, d)`` to the state, guided by ``v_u + scale (v_c - v_u)``
-        (2207.12598); the arguments are those of :func:`generate` at one position."""
+        """Integrate the head's flow from ``start`` ``(B, 1, d)`` to the state.
+
+        Guidance replaces the velocity by ``v_u + scale (v_c - v_u)`` (2207.12598). The arguments are those of
+        :func:`generate` at one position.
+        """
         head, at = self.head, self.at
-        # A size of streams in front: the state broadcasts, so what does not depend on the condition is done once.
+        # Put the streams first: the state broadcasts over them, so work without the condition is done once.
         condition = head.project(h).view(self.streams, self.batch, 1, -1)
         span = None if at.plan.span is None else torch.full_like(at.times[:1], at.plan.span)
         known = [] if grid is not None else self.modulations(condition, scale is not None, scale)
@@ -177,7 +185,7 @@ class Steps:
         return self.normalise(state) if self.config.renormalise else state
 
     def write(self, state: Tensor) -> Tensor:
-        """A state ``(B, 1, d)`` to its patch ``(B, 1, P)``."""
+        """Map a state ``(B, 1, d)`` to its patch ``(B, 1, P)``."""
         return self.model.write(state, self.decoder_cache)
 
     def normalise(self, state: Tensor) -> Tensor:
@@ -198,13 +206,16 @@ class Steps:
 
 
 def run_plainly(work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
-    """Run the work of one token as it stands."""
+    """Run the work of one token directly, neither compiled nor captured."""
     return work(*inputs)
 
 
 def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: Tensor) -> Tensor:
-    """Let the model complete each state from ``t_i``, conditioned on what it wrote before: the inputs ``(B, N - 1, P)``
-    that PRA approximates, at ``N`` times the depth."""
+    """Return the AR inputs ``(B, N - 1, P)`` of the exact rollout, which PRA approximates.
+
+    The model completes each state from ``t_i``, conditioned on the patches that it wrote before. The computation is
+    ``N`` times as deep.
+    """
     z = states[:, :-1]
     t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
     start = flow.interpolate(eps, z, t)

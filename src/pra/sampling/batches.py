@@ -31,18 +31,20 @@ class Batch(NamedTuple):
 
 
 def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
-    """Sample the images at ``indices`` of a set, ``batch_size`` side by side."""
+    """Sample the images at ``indices`` of a set, in batches of ``batch_size``."""
     for block in blocks(indices, batch_size):
         labels, seeds, captions = requests.part(block)
         yield Batch(sampler.sample(labels, seeds, captions), torch.tensor(labels), block.start)
 
 
 def how_sampled(sampler: Sampler) -> dict[str, Any]:
-    """Return all that an image depends on but weights, labels and seeds, as JSON values: the sampler's settings, and as
-    "precision" the arithmetic of its matrix products on its device, float32 or bfloat16."""
+    """Return the settings of a sampler as JSON values. An image depends on these, the weights, its label and its seed.
+
+    ``precision`` is the arithmetic of the matrix products on the sampler's device, float32 or bfloat16.
+    """
     lowered = in_bfloat16(sampler.device, sampler.precision)
     settings: dict[str, Any] = to_dict(sampler.config)
-    if settings["raster_steps"] is None:  # records of before it lack it
+    if settings["raster_steps"] is None:  # older records lack the setting
         del settings["raster_steps"]
     return settings | {"precision": (Precision.BFLOAT16 if lowered else Precision.FLOAT32).value}
 
@@ -54,14 +56,14 @@ def blocks(indices: range, size: int) -> Iterator[range]:
 
 
 class NpzBatch:
-    """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ADM evaluator's ``.npz``.
+    """An ``.npz`` of ADM's evaluator: images ``arr_0``, uint8 ``(N, H, W, C)``, and labels ``arr_1``, if any.
 
-    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None. ``plan`` holds the weights, settings, labels and
-    seeds of images that ``pra sample --num`` made, else None.
+    ``size`` is height and width. ``labels`` are int64 ``(N,)``, or None. ``plan`` holds the weights, settings, labels
+    and seeds of images from ``pra sample --num``, and is None for other images.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the header and the labels, not the images. Refuse other files, and those without images."""
+        """Read the header and the labels, not the images. Refuse a file of another layout or without images."""
         self.path = path
         with explained(path, "cannot be read as .npz", "write it again"):
             with zipfile.ZipFile(path) as archive:
@@ -127,12 +129,11 @@ def exported(
     plan: dict[str, Any] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Iterator[Batch]:
-    """Write batches to the ``.npz`` that ADM's evaluator reads, as ADM rounds them, and yield each batch on its way.
+    """Write batches to an ``.npz`` for ADM's evaluator, rounded as in ADM, and yield each batch after it is written.
 
-    ``count`` is the number of images in all; ``plan`` describes them as JSON values and is written beside them, as are
-    their ``captions`` (an array of texts). Grey
-    images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole or not
-    at all.
+    ``count`` is the total number of images. The file also holds ``plan``, which describes the images as JSON values,
+    and ``captions``, an array of texts. Grey images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file
+    appears after the last batch, whole or not at all.
     """
     labels: list[Tensor] = []
     with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -159,7 +160,7 @@ def exported(
 def join_exports(
     parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None, captions: Sequence[str] | None = None
 ) -> None:
-    """Join the ``.npz`` files of several processes into one, as :func:`exported` does with their batches."""
+    """Join the ``.npz`` files of several processes into one file, as :func:`exported` writes it."""
     batches = [NpzBatch(part) for part in parts]
     images = (batch for part in batches for batch in part.batches(256))
     for _ in exported(images, sum(batch.count for batch in batches), path, plan, captions):

@@ -27,9 +27,10 @@ def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """Decides which evaluations need the unconditional field: those in the interval whose scale is not 1.
+    """The evaluations that need the unconditional field: those in the guidance interval whose scale is not 1.
 
-    ``times`` are those of the evaluations at one position, in order. A head that is ``told`` the scale needs none.
+    ``times`` are the times of the evaluations at one position, in order. With ``told``, the head reads the scale and
+    never needs the unconditional field.
     """
 
     config: SamplingConfig
@@ -39,17 +40,17 @@ class Plan:
 
     @classmethod
     def of_head(cls, config: SamplingConfig, patches: int, told: bool = False) -> Plan:
-        """Plan a head's evaluations at each of ``patches`` positions, ``config.steps`` at all of them."""
+        """Plan a head's evaluations at ``patches`` raster positions, each with ``config.steps`` steps."""
         grid = solvers.grid_of(config)
         return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()), told)
 
     def within(self) -> tuple[bool, ...]:
-        """Whether each evaluation lies in the guidance interval, and needs both fields there."""
+        """Return for each evaluation whether it needs both fields where the scale is not 1."""
         low, high = torch.tensor(self.config.guidance_interval, device="cpu").tolist()  # float32, as the times are
         return tuple(low <= t <= high and not self.told for t in self.times)
 
     def guided(self, position: int) -> bool:
-        """Whether any evaluation at a raster position is guided."""
+        """Return whether any evaluation at a raster position is guided."""
         return scale_at(self.config, position, self.patches) != 1.0 and any(self.within())
 
     def scale(self, position: int, device: torch.device) -> Tensor | None:
@@ -64,7 +65,7 @@ class Plan:
         return tuple(2 if guided and inside else 1 for inside in self.within())
 
     def groups(self, guided: bool, batch: int) -> Iterator[tuple[int, int, int]]:
-        """Yield groups of evaluations whose modulations are computed together: the first, the end, their streams."""
+        """Yield ``(first, end, streams)`` of groups of evaluations whose modulations are computed together."""
         first = 0
         for streams, members in groupby(self.streams(guided)):
             end, most = first + len(list(members)), max(1, MODULATED_ROWS // (streams * batch))
@@ -79,14 +80,14 @@ class Plan:
 
     @property
     def most(self) -> int:
-        """Streams of the backbone: 2 if anything is guided anywhere."""
+        """The number of the backbone's streams: 2 if any evaluation at any position is guided."""
         return 2 if self.config.guidance != 1.0 and any(self.within()) else 1
 
 
 class Evaluations:
     """The head's evaluations at the raster positions ``places``, which take the same number of ``steps``.
 
-    ``times`` are on the device, and ``embedded`` what the head makes of them; see :class:`Plan` for the rest.
+    ``times`` are on the device, and ``embedded`` are their embeddings by the head. :class:`Plan` describes the rest.
     """
 
     def __init__(self, plan: Plan, places: Sequence[int], batch: int, device: torch.device) -> None:
@@ -108,7 +109,7 @@ def mean_steps(config: SamplingConfig, patches: int) -> float:
 
 
 def plans(config: SamplingConfig, patches: int, told: bool = False) -> dict[int, Plan]:
-    """Plan a head's evaluations for each number of steps that it takes somewhere on the raster."""
+    """Plan a head's evaluations for each number of steps that occurs along the raster."""
     alone = replace(config, raster_steps=None)
     counts = dict.fromkeys(config.steps_at(position, patches) for position in range(patches))
     return {count: Plan.of_head(replace(alone, steps=count), patches, told) for count in counts}
@@ -117,7 +118,7 @@ def plans(config: SamplingConfig, patches: int, told: bool = False) -> dict[int,
 def evaluations_by_steps(
     config: SamplingConfig, patches: int, batch: int, device: torch.device, told: bool
 ) -> dict[int, Evaluations]:
-    """Return the head's evaluations by number of steps, for ``batch`` images side by side."""
+    """Return the head's evaluations by number of steps, for a batch of ``batch`` images."""
     places: dict[int, list[int]] = {}
     for position in range(patches):
         places.setdefault(config.steps_at(position, patches), []).append(position)

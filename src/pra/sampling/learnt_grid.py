@@ -1,8 +1,8 @@
-"""Learn a time grid for one model's solver, or how many steps each stretch of the raster needs.
+"""Learn a time grid for one model's solver, or the number of steps in each stretch of the raster.
 
-Both minimise the distance between the states that the solver reaches and those of many small steps. Half of the
-sampled problems train; the other half compares the result with other grids. Gradient descent through the solver moves
-the times. arXiv 2404.14507 does the same with a bound on the error; here the loss is the error itself.
+Both minimise the distance between the states that the solver reaches and the states after many small steps. Half of the
+sampled problems train the grid, and the other half compares it with other grids. Gradient descent through the solver
+moves the times. arXiv 2404.14507 minimises a bound on the error in the same way; here the loss is the error itself.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def learn_grid(
 
 
 def learn_steps(model: Model, config: SamplingConfig, budget: float, images: int = 32) -> LearntSteps:
-    """Learn how many steps each stretch of the raster needs, for the solver, guidance and time grid of ``config``.
+    """Learn the number of steps in each stretch of the raster, for the solver, guidance and time grid of ``config``.
 
     Measures the error of each number of steps in each stretch. Returns the schedule with the smallest sum of squared
     errors that takes at most ``budget`` evaluations per patch on average.
@@ -125,7 +125,7 @@ def learn_steps(model: Model, config: SamplingConfig, budget: float, images: int
         model: an autoregressive model; the solver "shortcut" needs its second head.
         config: its own numbers of steps are ignored.
         budget: evaluations per patch, at least those of one step. Guidance's unconditional half does not count.
-        images: number of sampled images, at least 2, as in :func:`learn_grid`. Every second one is held out.
+        images: number of sampled images, at least 2, as in :func:`learn_grid`. Every second image is held out.
 
     Raises:
         PraError: the solver adds noise, the model has no head, ``budget`` is below one step, or ``images`` below 2.

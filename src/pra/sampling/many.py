@@ -1,7 +1,7 @@
 """Many images by any number of processes, resumed after a kill.
 
 Shards of consecutive images lie in ``.OUT.partial`` beside the output, under a plan that names the images and weights.
-A shard is a batch of the first call. So an image is computed beside the same others on any number of processes, and is
+A shard is a batch of the first call. An image is thus computed in the same batch on any number of processes, and is
 bitwise the same on the same device.
 """
 
@@ -34,19 +34,19 @@ from pra.utils.signals import Interrupted
 
 PICTURES, SIZE = "pictures", "images_per_shard"
 JOINED = "joined.json"
-"""File beside the shards that is written before the output appears: the inode of the output, and the plan."""
+"""File beside the shards, written before the output appears. It holds the inode of the output, and the plan."""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The parts of a set, each a folder of pictures or an ``.npz``: their paths in ``folder``, and their images."""
+    """The parts of a set: ``paths`` in ``folder``, each a folder of pictures or an ``.npz``, and their ``images``."""
 
     folder: Path
     paths: list[Path]
     images: list[range]
 
     def missing(self) -> list[int]:
-        """Return the shards that are not there yet."""
+        """Return the numbers of the shards that do not exist yet."""
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [number for number, path in enumerate(self.paths) if path.name not in there]
 
@@ -73,17 +73,18 @@ def sample_many(
 ) -> tuple[int, float]:
     """Make this process's part of the missing images of a set, and join the whole set at the end.
 
-    Outputs are a grid ``FILE.png`` of ``columns``, ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, ``captions``,
-    and the plan), or a folder of PNGs. Memory holds one batch, but all images of a grid. ``name`` names a PNG from
-    label, seed and caption, without ending. ``weights`` identifies the weights, as JSON values.
+    The output ``FILE.png`` is a grid of ``columns``. ``FILE.npz`` holds ``arr_0`` (uint8 NHWC), ``arr_1`` (labels),
+    ``captions``, and the plan. Any other output is a folder of PNGs; ``name`` makes their names, without ending, from
+    label, seed and caption. Memory holds one batch, or all images for a grid. ``weights`` identifies the weights, as
+    JSON values.
 
     Returns:
-        The images that this call made, by all processes, and its seconds. No images if an earlier call made the output
-        and was killed while it cleaned up.
+        The number of images that this call made on all processes, and its seconds. The number is 0 if an earlier call
+        made the output, and was killed during its clean-up.
 
     Raises:
-        PraError: the output exists, an unfinished one of another request or of other weights is there, another command
-            writes it, a grid would be too large, or the disk is full.
+        PraError: the output exists, another command writes it, an unfinished output has another request or other
+            weights, a grid would be too large, or the disk is full.
         Interrupted: Ctrl-C; some of the images are kept.
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.plan}
@@ -194,7 +195,7 @@ def _was_finished(out: Path, plan: dict[str, Any]) -> bool:
 
 
 def _remove(partial: Path) -> None:
-    """Remove the unfinished folder of an output that is there; the file that says so goes last."""
+    """Remove the folder of the shards after the output has appeared, and :data:`JOINED` last."""
     for path in partial.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -20,17 +20,17 @@ Seeds: TypeAlias = int | Sequence[int] | Tensor
 """One whole number of 64 bits per label."""
 
 MOST_IMAGES = 10**8
-"""Images of a set, whose labels and seeds are listed in memory."""
+"""Most images of a set: its labels and seeds are lists in memory."""
 
 
 def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
-    """Return settings with some of them changed, values as in :class:`SamplingConfig` or as in JSON.
+    """Return settings with some changes; values are as in :class:`SamplingConfig` or as in JSON.
 
     Another number of steps or another grid drops ``times``; new ``times`` drop the grid. ``times`` and ``raster_steps``
     set the number of steps, and drop each other.
 
     Raises:
-        PraError: no such setting (the nearest is given), or a value of the wrong type or range.
+        PraError: an unknown setting (the message gives the nearest), or a value of the wrong type or range.
     """
     given = {name: to_dict(value.item() if isinstance(value, np.generic) else value) for name, value in changes.items()}
     settings, default = to_dict(config), to_dict(SamplingConfig())
@@ -51,7 +51,7 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
 class Requests:
     """The label and the seed of each image of a set, and ``plan``, which describes them as plain JSON values.
 
-    ``captions`` are theirs where the model reads captions, as it reads them.
+    ``captions`` holds one caption per image, as the model reads it, or is ``None``.
     """
 
     labels: Sequence[int]
@@ -71,7 +71,7 @@ class Requests:
 def grid(labels: Sequence[int], seeds: Sequence[int], captions: Sequence[str] | None = None) -> Requests:
     """Request every class with every seed, the seeds of a class one after the other.
 
-    With ``captions``, one for each of ``labels``, every pair of them.
+    ``captions`` gives one caption for each of ``labels``; then every such pair is requested with every seed.
     """
     _check_count(len(labels) * len(seeds))
     places = [place for place in range(len(labels)) for _ in seeds]
@@ -90,9 +90,9 @@ def numbered(
 ) -> Requests:
     """Request ``count`` images; image ``i`` has seed ``i``.
 
-    The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
-    drawn uniformly, as a function of that seed and ``i``. With ``captions``, one for each of ``classes``, the pairs
-    take turns.
+    The classes take turns, so their numbers of images differ by at most one. With a ``label_seed`` each image's class
+    is drawn uniformly, as a function of this seed and ``i``. ``captions`` gives one caption for each of ``classes``;
+    then such pairs take the place of classes.
     """
     _check_count(count)
     indices, order = torch.arange(count), "in turn"

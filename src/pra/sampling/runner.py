@@ -1,4 +1,4 @@
-"""Runs the work of one token on a device: plainly, compiled, or as CUDA graphs; and in which precision."""
+"""Runs of a token's work on a device: direct, compiled or as CUDA graphs, in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ Run = Callable[..., Tensor]
 """``run(method, key, *inputs)``: see :attr:`pra.sampling.algorithm.Steps.run`."""
 
 BUCKET = 32
-"""Tokens by which attention's view of a cache grows where each view is a graph of its own."""
+"""Tokens by which attention's view of a cache grows. Each view needs its own CUDA graph."""
 
 WARM_UPS = 2
-"""Runs before a capture: libraries make their workspaces in the first, and a compiler compiles."""
+"""Runs before a capture: in the first run libraries allocate workspaces, and the compiler compiles."""
 
 _CAPTURING = threading.Lock()
-"""A process captures one graph at a time: a new capture waits for the device, which breaks one under way."""
+"""Lock of captures: a new capture waits for the device, which breaks a capture in another thread."""
 
 
 class Compiled:
-    """Runs work through torch's compiler. Use it with a static cache: each view of a growing one compiles again."""
+    """Runs work through torch's compiler. Use a static cache: each view of a growing cache would compile again."""
 
     def __init__(self) -> None:
         self._compiled: dict[str, Callable[..., Tensor]] = {}
 
     def __call__(self, work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
-        """Run the work, a bound method; the first run of each kind takes the compiler a minute."""
+        """Run the work, a bound method. The first run of each method takes the compiler a minute."""
         # Keep the function without its object: a reference cycle would delay freeing it.
         assert isinstance(work, MethodType)
         name = work.__name__
@@ -52,9 +52,10 @@ class Compiled:
 
 
 class CudaGraphs:
-    """Captures each kind of work in its first run by ``inner``, and replays it: one launch instead of thousands.
+    """Captures each kind of work when it first runs, by ``inner``, and replays it: one launch instead of thousands.
 
-    The next replay of a kind overwrites what a replay returns. The graphs share memory: they run one after the other.
+    The next replay of a kind overwrites the result of a replay. The graphs share memory, so they must run one after the
+    other.
     """
 
     def __init__(self, inner: Run, device: torch.device) -> None:
@@ -104,8 +105,11 @@ def runner(device: torch.device, compile: bool) -> Run:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a model's steps: the ``cache``, whether torch computes in bfloat16 (``low``), and why by the model's
-    own modules (``plain``; ``None`` where the CPU's compiled arithmetic runs them)."""
+    """A way to run a model's steps, and the kind of ``cache`` for it.
+
+    ``plain`` is the reason why the model's own modules run, or ``None`` where the CPU's compiled arithmetic runs. With
+    ``low`` torch computes in bfloat16.
+    """
 
     plain: str | None
     low: bool
@@ -116,7 +120,7 @@ class Way:
 
     @contextmanager
     def arithmetic(self, device: torch.device) -> Iterator[None]:
-        """Open the block in which torch computes, and makes caches, in this precision."""
+        """Open a block in which torch computes and makes caches in this precision."""
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.low):
             yield
 
@@ -142,7 +146,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
 
 
 class Engine:
-    """The ``steps`` of one batch size on a device, kept from batch to batch, for use within :meth:`arithmetic`."""
+    """The ``steps`` for one batch size on a device, kept between batches. Run them within :meth:`arithmetic`."""
 
     steps: Steps
 
@@ -167,8 +171,10 @@ class Engine:
         return self.way.arithmetic(self._device)
 
     def renew(self) -> bool:
-        """Take over weights that were changed in place. Return ``False`` where the model itself has changed or moved:
-        make another engine."""
+        """Copy weights that were changed in place. Return ``False`` if the model was changed otherwise, or was moved.
+
+        Then make another engine.
+        """
         if fingerprint(self._model) != self._fingerprint:
             return False
         with torch.inference_mode():
@@ -183,17 +189,17 @@ def fingerprint(model: nn.Module) -> list[object]:
     marks: list[object] = [*everywhere._global_forward_hooks, *everywhere._global_forward_pre_hooks]
     for module in model.modules():
         own = vars(module)
-        # The module itself, not its id: an id may be reused when a module is gone.
+        # Keep the module, not its id: the id of a deleted module may be used again.
         marks += module, own.get("forward"), len(own), *module._forward_hooks, *module._forward_pre_hooks
         marks += [parameter.data_ptr() for parameter in module._parameters.values() if parameter is not None]
     return marks
 
 
 def lowered(model: PRA) -> tuple[PRA, list[tuple[Tensor, Tensor]]]:
-    """Copy a model, hooks and wrappers included, with bfloat16 weights in its linear layers: no step casts them.
+    """Copy a model, hooks and wrappers included, with bfloat16 weights in its linear layers: steps do not cast them.
 
     Returns:
-        The copy, and its bfloat16 weights, each with the original, to be taken over when it changes in place.
+        The copy, and pairs of a bfloat16 weight and its original: copy the original again when it changes in place.
     """
     copies = {
         id(parameter): (nn.Parameter(parameter.detach().bfloat16(), requires_grad=False), parameter)

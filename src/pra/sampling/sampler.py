@@ -29,29 +29,30 @@ from pra.utils.device import autocast, row_by_row
 logger = logging.getLogger(__name__)
 
 CPU_CACHE = 2.0 * 2**30
-"""Bytes that the caches of images side by side may take of a CPU's memory."""
+"""Most bytes of a CPU's memory for the caches of one batch."""
 
 
 class Sampler:
     """Generates images from a model.
 
-    An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
-    rounding of batched arithmetic, whatever else is in the batch; bitwise where the compiled arithmetic is used
-    (:mod:`pra.sampling.native`) and nothing is completed. A batch whose caches the device cannot hold is generated in
-    parts, of a size that is settled at the first batch.
+    An image is a function of (weights, label, seed, settings), whatever else is in the batch. Its noise is exactly the
+    same, and its pixels are the same up to the rounding of batched arithmetic. Pixels are bitwise the same if the
+    compiled arithmetic (:mod:`pra.sampling.native`) runs and no image is completed. A batch is generated in parts if
+    the device cannot hold its caches; the first batch settles the size of the parts.
 
     Args:
-        model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device, now and later).
-        config: guidance, solver and so on; by default what the model was saved with
+        model: is put into evaluation mode, and stays on its device. Move it by ``model.to(device)``, also later.
+        config: guidance, solver and so on; by default the settings saved with the model
             (:attr:`pra.models.base.ImageModel.sampling`).
-        precision: of the matrix products, and of the caches but where the compiled arithmetic is used; ``auto`` is
-            bfloat16 on CUDA where the GPU has it. States are float32 always.
-        compile: whether torch's compiler fuses the arithmetic: a minute at the first image for faster ones after it (on
-            CPUs it needs a C++ compiler).
+        precision: of the matrix products, and of the caches unless the compiled arithmetic runs. ``auto`` is bfloat16
+            on a CUDA GPU that supports it, else float32. States are always float32.
+        compile: whether torch's compiler fuses the arithmetic. The first image takes a minute more, later images take
+            less time. On a CPU this needs a C++ compiler.
         changes: of ``config``, by the names of :class:`pra.config.SamplingConfig`: ``Sampler(model, guidance=2.0)``.
 
     Raises:
-        PraError: no such setting or precision, a value out of range, or settings that the model cannot be sampled with.
+        PraError: an unknown setting or precision, a value out of range, or settings that the model cannot be sampled
+            with.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Sampler:
         self.config = changed_sampling(config or model.sampling, changes)
         check_sampling(model.config, self.config)
         self.precision, self.compile = member(Precision, precision, "precision"), compile
-        # An engine is out while a stream is under way: another stream makes its own.
+        # Engines between batches, by batch size. A stream takes its engine out, so another stream makes a new one.
         self.idle: dict[int, Engine] = {}
         self.fits: tuple[torch.device, int] | None = None
 
@@ -83,18 +84,18 @@ class Sampler:
         """Generate one image per seed, of a class, a caption or both.
 
         Args:
-            labels: classes in ``[0, num_classes)`` or their names, or ``num_classes`` for no class; a single one makes
-                a batch of one. Where captions are given, they may be left out.
+            labels: classes by number in ``[0, num_classes)`` or by name; ``num_classes`` stands for no class. A single
+                class is a batch of one. Captions may replace labels.
             seeds: one integer per image.
-            captions: one text per image, for models that read captions; ``""`` is none. A single one makes a batch of
-                one.
+            captions: one text per image, for models that read captions; ``""`` stands for no caption. A single text is
+                a batch of one.
 
         Returns:
             ``(B, C, H, W)`` float32 in [-1, 1].
 
         Raises:
-            PraError: a label out of range, captions for a model that reads none, as many seeds as labels or captions
-                are not given, or the settings lead to images that are not finite.
+            PraError: a label is out of range, the model does not read captions, the numbers of labels, captions and
+                seeds differ, or the settings give images that are not finite.
         """
         return self._finished(*self._requests(labels, seeds, captions))
 
@@ -106,18 +107,18 @@ class Sampler:
         seeds: Seeds = (),
         captions: Texts | None = None,
     ) -> Tensor:
-        """Continue images from their first ``rows`` rows of patches; those true pixels stay exact.
+        """Continue images from their first ``rows`` rows of patches. The pixels of these rows stay exact.
 
         Args:
             images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
-            rows: rows of patches to keep, ``0 <= rows <= H / p``; whole groups, where a group has several rows.
-            labels: as in :meth:`sample`, and so are ``seeds``, ``captions``, the result and the errors.
+            rows: number of rows of patches to keep, ``0 <= rows <= H / p``; a multiple of the rows of a group.
+            labels: as in :meth:`sample`, which also describes the result and more errors.
             seeds: one integer per image.
             captions: one text per image.
 
         Raises:
-            PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range or in the
-                middle of a group.
+            PraError: the model is not autoregressive, the images have another size, or ``rows`` is out of range or cuts
+                a group.
         """
         label, key = self._requests(labels, seeds, captions)
         config = self.model.config
@@ -142,11 +143,11 @@ class Sampler:
         keep: Tensor | None = None,
         captions: Texts | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the pictures so far, ``(B, C, h, W)``, after each row of patches (of groups, where several are
-        generated at once); of JiT the whole, once.
+        """Yield the pictures so far, ``(B, C, h, W)``, after each row of patches.
 
-        All images are under way at once. Arguments and errors are those of :meth:`sample` and :meth:`complete`;
-        ``keep`` are true pixels ``(B, C, h, W)`` of whole rows to start from.
+        A model with groups yields after each row of groups, and JiT once, at the end. All images are generated as one
+        batch. ``keep`` holds true pixels ``(B, C, h, W)`` of whole rows to start from. Other arguments and the errors
+        are those of :meth:`sample` and :meth:`complete`.
         """
         label, key = self._requests(labels, seeds, captions)
         if keep is not None:
@@ -154,7 +155,7 @@ class Sampler:
             self._check_kept(keep, len(label), range(0, height + 1, row), f"k * {row}")
         for pictures in self._pictures(label, key, keep, every_row=True):
             if pictures.shape[2] == self.model.config.image_size[0]:
-                self._check_finite(pictures)  # once: it waits for the device
+                self._check_finite(pictures)  # only once: the check waits for the device
             yield pictures
 
     @torch.no_grad()
@@ -187,7 +188,7 @@ class Sampler:
         engine = self._engine(model, len(label))
         patches = [prefix]
         try:
-            # Leave the block before each yield: it would reach the caller's arithmetic.
+            # Leave the block before each yield: the block would change the caller's arithmetic.
             with engine.arithmetic():
                 tokens = generate(engine.steps, label, starts, prefix, draws)
             for row in range(done, rows):
@@ -201,7 +202,7 @@ class Sampler:
             self.idle = {len(label): engine}
 
     def _picture(self, model: PRA, patches: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the pictures of the patches so far, with the pixels to keep as they were given."""
+        """Return the pictures of the patches so far. The pixels to keep stay unchanged."""
         if not self.config.deblock:
             return model.unpatchify(patches)
         pictures = row_by_row(model.picture, patches).clamp(-1.0, 1.0)
@@ -238,12 +239,12 @@ class Sampler:
             changes = [f"{name} nearer to 1 (now {value:g})" for name, value in settings.items() if value != 1.0]
             changes += [f"more solver steps (now {self.config.steps})", "another checkpoint"]
             problem = f"{len(images) - finite} of {len(images)} images are not finite numbers"
-            raise NotFiniteError(f"{problem}; try {', or '.join(changes)}", code="diverged")
+            raise NotFiniteError(f"{problem}. Try {', or '.join(changes)}", code="diverged")
 
     def _parts(self, count: int) -> list[Tensor]:
-        """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part."""
-        # The size is settled once per device: free memory depends on our own engine. One engine makes all parts: the
-        # last one repeats the last image.
+        """Return the rows of each part of ``count`` images. The device can hold the caches of a part."""
+        # Settle the size once per device: our own engine changes the free memory. Parts have the same size, so one
+        # engine makes all of them: the last part repeats the last image.
         size = count
         if self.model.config.autoregressive:
             if self.fits is None or self.fits[0] != self.device:
@@ -262,21 +263,21 @@ class Sampler:
             problem = f"cannot be completed: this model needs (B, {channels}, {height}, {width})"
             raise PraError(f"images of shape {found} {problem}", code="mismatch", value=found)
         if not kept.is_floating_point():
-            raise PraError(f"images of {kept.dtype} cannot be completed: give floats in [-1, 1]", value=kept.dtype)
+            raise PraError(f"images of {kept.dtype} cannot be completed. Give floats in [-1, 1]", value=kept.dtype)
         if found[0] != count:
-            raise PraError(f"{found[0]} images and {count} labels: give one label per image", code="mismatch")
+            raise PraError(f"{found[0]} images and {count} labels. Give one label per image", code="mismatch")
 
     def _requests(self, labels: Labels | None, seeds: Seeds, captions: Texts | None = None) -> tuple[Tensor, Tensor]:
         label = self.model.condition.parse(labels, self.model.classes, captions)
         seed = integers(seeds, "seeds must be whole numbers of 64 bits")
         if len(label) != len(seed) or not len(label):
             problem = f"{len(label)} labels and {len(seed)} seeds"
-            raise PraError(f"{problem}: give one seed per label, at least one", code="mismatch")
+            raise PraError(f"{problem}. Give one seed per label, at least one", code="mismatch")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
 
 
 class Samplers:
-    """The last two samplers of a model, with their engines, caches and captured graphs. Threads may share it."""
+    """The last two samplers of a model, with their engines, caches and captured graphs. Threads may share them."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -299,8 +300,8 @@ def check_completes(model: Model) -> None:
 
 
 def budget(device: torch.device) -> float:
-    """Return bytes for the caches of images side by side: most of a GPU's free memory, which activations need too."""
+    """Return the bytes for the caches of one batch: most of a GPU's free memory, as activations need some too."""
     if device.type != "cuda":
         return CPU_CACHE
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch gives it back
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch frees this when needed
     return 0.6 * (torch.cuda.mem_get_info(device)[0] + unused)

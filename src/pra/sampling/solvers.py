@@ -1,9 +1,9 @@
 """Integrators from noise (``t = 0``) to data (``t = 1``) over any velocity field, and their time grids.
 
-Each takes ``velocity(z, t)``, the start ``z``, and the grid of times ``t_0 < ... < t_K``: a ``(K + 1, ...)`` tensor
-whose other sizes broadcast against the leading sizes of ``z`` (all but the last), or ``K + 1`` numbers for all of
-``z``. A grid of ``K`` intervals takes ``2 K`` evaluations by midpoint and heun, and ``K`` by all others. Shortcut is
-Euler's rule over mean velocities, which come from the caller.
+Each takes ``velocity(z, t)``, the start ``z``, and the grid of times ``t_0 < ... < t_K``. The grid is ``K + 1`` numbers
+for all of ``z``, or a tensor ``(K + 1, ...)`` whose other sizes broadcast against the sizes of ``z`` but the last. For
+``K`` intervals midpoint and heun take ``2 K`` evaluations, all others ``K``. Shortcut is Euler's rule over mean
+velocities, which come from the caller.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pra.config import SamplingConfig, Solver, TimeGrid
 from pra.method import flow
 
 Velocity = Callable[[Tensor, Any], Tensor]
-"""Called with ``z`` and a time, a tensor or a number as the grid is."""
+"""A function from ``z`` and a time to the velocity. The time is a tensor or a number, like the grid."""
 
 Times = Tensor | Sequence[float]
 
 NoiseSource = Callable[[int], Tensor]
-"""Standard normal noise of the shape of ``z`` for interval ``k``; only Euler-Maruyama asks for it."""
+"""Standard normal noise of the shape of ``z`` for interval ``k``; only Euler-Maruyama needs it."""
 
 Integrator = Callable[[Velocity, Tensor, Times, NoiseSource], Tensor]
 
 
 def no_noise(interval: int) -> Tensor:
-    """Refuse: a deterministic solver adds no noise."""
+    """Refuse: a deterministic solver does not add noise."""
     raise AssertionError("a deterministic solver asked for noise")
 
 
@@ -46,9 +46,9 @@ def time_grid(kind: TimeGrid, steps: int, shift: float = 1.0) -> Tensor:
     """Return ``steps`` intervals from 0 to 1: ``(steps + 1,)`` float32 on the CPU, rising.
 
     uniform: equal intervals. cosine: ``(1 - cos(pi u)) / 2`` of equal ``u``, short at both ends. logit-normal: the
-    quantiles of a standard logit-normal, short in the middle. ``shift`` s then takes ``1 - t`` to
-    ``s (1 - t) / (1 + (s - 1)(1 - t))`` (arXiv 2403.03206, eq. 23): beyond 1 more intervals near noise, below 1 near
-    data, 1 changes nothing.
+    quantiles of a standard logit-normal, short in the middle. ``shift`` s then maps ``1 - t`` to
+    ``s (1 - t) / (1 + (s - 1)(1 - t))`` (arXiv 2403.03206, eq. 23). A shift above 1 puts more intervals near noise,
+    below 1 near data; 1 changes nothing.
     """
     times = uniform_grid(steps, torch.zeros((), device="cpu"))
     if kind is TimeGrid.COSINE:
@@ -70,14 +70,14 @@ def grid_of(config: SamplingConfig) -> Tensor:
 
 
 def euler(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """First order."""
+    """Integrate by Euler's rule, of first order."""
     for t, t_next in pairwise(times):
         z = _moved(z, t_next - t, velocity(z, t))
     return z
 
 
 def midpoint(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """Second order; never evaluates at ``t = 1``, where the flow is stiffest."""
+    """Integrate by the midpoint rule, of second order. Never evaluates at ``t = 1``, where the flow is stiffest."""
     for t, t_next in pairwise(times):
         half = _moved(z, 0.5 * (t_next - t), velocity(z, t))
         z = _moved(z, t_next - t, velocity(half, 0.5 * (t + t_next)))
@@ -85,7 +85,7 @@ def midpoint(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) ->
 
 
 def heun(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """Second order, the trapezoidal rule."""
+    """Integrate by Heun's method, the trapezoidal rule, of second order."""
     for t, t_next in pairwise(times):
         v = velocity(z, t)
         z = _moved(z, 0.5 * (t_next - t), v + velocity(_moved(z, t_next - t, v), t_next))
@@ -93,7 +93,10 @@ def heun(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Ten
 
 
 def adams_bashforth(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """Second order: the last two velocities, extrapolated over unequal intervals. The first interval is Euler's."""
+    """Integrate by a second-order Adams-Bashforth rule.
+
+    It extrapolates the last two velocities over unequal intervals. The first interval is Euler's.
+    """
     before: tuple[Any, Tensor] | None = None
     for t, t_next in pairwise(times):
         dt, v = t_next - t, velocity(z, t)
@@ -104,10 +107,10 @@ def adams_bashforth(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSou
 
 
 def dpm(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), second order with one evaluation an interval.
+    """Integrate by DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), second order with one evaluation per interval.
 
-    It extrapolates the predicted data ``z + (1 - t) v`` linearly in ``lambda = log(t / (1 - t))`` and solves what is
-    left exactly. ``lambda`` is infinite at both ends: what reaches an end is of first order, and that is Euler's.
+    It extrapolates the predicted data ``z + (1 - t) v`` linearly in ``lambda = log(t / (1 - t))``, and solves the rest
+    exactly. ``lambda`` is infinite at both ends, so a step that would use an end is of first order: Euler's rule.
     """
     before: tuple[Any, Tensor] | None = None
     last = len(times) - 2
@@ -123,8 +126,11 @@ def dpm(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tens
 
 
 def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler:
-    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE."""
+    """Integrate the reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``.
+
+    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE. The last interval is plain
+    Euler.
+    """
     last = len(times) - 2
     for k, (t, t_next) in enumerate(pairwise(times)):
         v = velocity(z, t)
@@ -161,7 +167,7 @@ INTEGRATORS: dict[Solver, Integrator] = {
 
 
 def evaluation_times(solver: Solver, times: Sequence[float]) -> list[float]:
-    """Return the times that a solver asks the velocity at, in order."""
+    """Return the times at which a solver evaluates the velocity, in order."""
     asked: list[float] = []
 
     def velocity(z: Tensor, t: float) -> Tensor:

@@ -37,8 +37,8 @@ def sample_at_once(
 def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
     """Return the solvers in turn, each with its grid of times.
 
-    The last interval is Euler's, as in JiT's own sampler (and in Euler-Maruyama): it ends at the predicted image, and
-    no velocity at ``t = 1`` is needed.
+    The last interval is Euler's, as in JiT's own sampler (and in Euler-Maruyama). It ends at the predicted image, and
+    does not need the velocity at ``t = 1``.
     """
     grid = solvers.grid_of(config)
     if config.solver is Solver.EULER_MARUYAMA:

@@ -56,7 +56,7 @@ class Origin:
 def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     """Read a run, a checkpoint or a model folder, as :func:`pra.load` takes it.
 
-    Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
+    Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Reports that a model
     folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
     """
     folder = weights.model_folder(path, average)

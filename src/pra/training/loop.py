@@ -73,8 +73,8 @@ def train(
 ) -> Trained:
     """Train a run until it has ``config.train.steps`` steps; resume it if ``run_dir`` holds it.
 
-    Processes that ``torchrun`` started share every batch. What is learned does not depend on their number, up to
-    rounding, and a run may resume with another number of processes.
+    Processes that ``torchrun`` started share every batch. The weights do not depend on the number of processes, up to
+    rounding, and a run may resume with another number.
 
     Args:
         config: from a recipe, perhaps changed with :func:`dataclasses.replace`.

@@ -24,7 +24,7 @@ LOCK = ".lock"
 def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
     """Lock a folder while the block runs. Make it if it is missing, and remove it again if it stays empty.
 
-    The operating system holds the lock, so a killed process leaves none. A file system without locks is warned about.
+    The operating system holds the lock, so the lock ends with the process. A file system without locks is warned about.
     In the message, ``work`` names the activity ("trained"), and ``fix`` how to avoid it ("choose another --out").
     A folder where another process works, or that cannot be made, is a PraError.
     """

@@ -1,6 +1,6 @@
-"""The steps' arithmetic compiled for the processor at hand, where there is a C++ compiler; never required.
+"""Arithmetic of the steps, compiled for this processor if there is a C++ compiler. It is never required.
 
-It is used only for models that it knows exactly (:func:`unsupported`); every other model is run by its own modules.
+It runs only models that it knows exactly (:func:`unsupported`). Every other model runs by its own modules.
 """
 
 from pra.sampling.native.build import SWITCH, library

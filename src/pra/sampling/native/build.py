@@ -22,7 +22,7 @@ from pra.utils.files import cache_folder, write_atomically
 
 SOURCE = Path(__file__).with_name("step.cpp")
 SWITCH = "PRA_NATIVE"
-"""The environment variable that, set to 0, leaves everything to torch."""
+"""Environment variable; 0 leaves everything to torch."""
 
 # Reorder nothing: infinities, NaNs and the order of sums stay as written.
 FLAGS = (
@@ -30,7 +30,7 @@ FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
-# By what torch finds, not by -march=native: unlike machines may share a home directory.
+# Choose by torch's CPU capability, not by -march=native: unlike machines may share a home directory.
 _PROCESSORS = {
     "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -40,7 +40,7 @@ _TIMEOUT = 120.0
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled arithmetic; None where it is switched off, or where there is no working compiler.
+    """Return the compiled arithmetic; None if it is switched off, or if there is no working compiler.
 
     The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``.
     """
@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def built() -> ctypes.CDLL | None:
-    """Return the compiled arithmetic, compiled where the cache does not hold it."""
+    """Return the compiled arithmetic. Compile it if it is not in the cache."""
     compiler = find_compiler()
     if compiler is None:
         return None
@@ -87,7 +87,7 @@ def find_compiler() -> str | None:
         return None
     candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     found = next((path for name in candidates if name and (path := shutil.which(name))), None)
-    # On a Mac without the developer's tools this file asks the user to install them.
+    # On a Mac without developer tools, a compiler in /usr/bin only asks the user to install them.
     if found and sys.platform == "darwin" and found.startswith("/usr/bin/"):
         tools = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
         return found if tools.returncode == 0 else None

@@ -1,6 +1,6 @@
-"""The parts of a model by the compiled arithmetic: packed weights, a product, a transformer, the head.
+"""The parts of a model in the compiled arithmetic: packed weights, a product, a transformer, the head.
 
-The structures are those of ``step.cpp``. They hold addresses of parameters and of copies, both of which stay in place.
+The structures are those of ``step.cpp``. They hold addresses of parameters and of copies; both stay in place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pra.models.transformer import Block, Transformer
 from pra.sampling.native.build import library
 
 LANES = 16
-"""Outputs side by side in a panel of a matrix."""
+"""Outputs in a panel of a matrix."""
 
 DEEP = 32
 """Divisor of a matrix's number of inputs in bfloat16."""
@@ -45,12 +45,12 @@ class Packed:
         self._copies: list[tuple[Tensor, Callable[[], Tensor]]] = []
 
     def refresh(self) -> None:
-        """Take over the model's present weights."""
+        """Copy the model's present weights."""
         for kept, source in self._copies:
             kept.copy_(source())
 
     def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return a copy of what ``source`` gives, now and at every :meth:`refresh`."""
+        """Return a copy of the tensor that ``source`` returns; every :meth:`refresh` renews it."""
         kept = source().to(dtype, copy=True)
         self._copies.append((kept, source))
         return kept
@@ -74,21 +74,23 @@ class Packed:
 
 
 def panels(matrix: Tensor) -> Tensor:
-    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs, LANES)``, filled up with zeros."""
+    """Rearrange ``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs, LANES)``, padded with zeros."""
     filled = F.pad(matrix, (0, -matrix.shape[1] % LANES)).contiguous()
     return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
 
 
 def pairs(matrix: Tensor) -> Tensor:
-    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``, two inputs of an output together;
-    filled up with zeros, the inputs to a multiple of ``DEEP``."""
+    """Rearrange ``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``.
+
+    Two inputs of an output lie together. Zeros pad the outputs, and pad the inputs to a multiple of ``DEEP``.
+    """
     filled = panels(F.pad(matrix, (0, 0, 0, -len(matrix) % DEEP)))
     return filled.view(len(filled), -1, 2, LANES).transpose(2, 3).contiguous()
 
 
 def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
     """Hash the numbers in each tensor; ``None`` unless all are contiguous float32 on the CPU."""
-    # torch's own count of changes leaves out fused optimizers and ``.data``.
+    # Hash the content: torch's own count of changes misses fused optimizers and ``.data``.
     hashed = list(tensors)
     if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
         return None
@@ -100,12 +102,12 @@ def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
 
 
 def checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
-    """Return a function of the library, with the types of its arguments; it raises where memory is short."""
+    """Return a function of the library, with the types of its arguments. It raises if memory is short."""
     function.argtypes, function.restype = arguments, ctypes.c_int32
 
     def call(*values: Any) -> None:
         if function(*values):
-            raise MemoryError("no memory for a step of the sampler: fewer images side by side need less")
+            raise MemoryError("no memory for a step of the sampler. Sample fewer images at a time")
 
     return call
 
@@ -125,14 +127,14 @@ class _HeadBlock(ctypes.Structure):
 
 
 class NativeLinear:
-    """``x @ weight.T + bias`` of a packed layer; whoever packed it keeps the copies."""
+    """The product ``x @ weight.T + bias`` of a packed layer, whose copies :class:`Packed` keeps."""
 
     def __init__(self, found: ctypes.CDLL, linear: LinearStruct) -> None:
         self._linear = linear
         self._call = checked(found.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., inputs)`` to ``(..., outputs)``."""
+        """Map ``(..., inputs)`` to ``(..., outputs)``."""
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self._linear.outputs)
         rows = x.numel() // self._linear.inputs
@@ -141,7 +143,7 @@ class NativeLinear:
 
 
 class NativeTransformer:
-    """:class:`pra.models.transformer.Transformer`, in float32, on the CPU."""
+    """The compiled :class:`pra.models.transformer.Transformer`, in float32, on the CPU."""
 
     def __init__(self, found: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
@@ -159,7 +161,7 @@ class NativeTransformer:
         self._call = checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
     def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
+        """Map ``(B, T, width)`` to the same shape, after the tokens in the cache; without a cache ``T`` is 1."""
         x = x.clone(memory_format=torch.contiguous_format)
         batch, count, width = x.shape
         before = 0 if cache is None else cache.length
@@ -174,7 +176,7 @@ class NativeTransformer:
 
 
 class NativeHead:
-    """:class:`pra.models.head.FlowHead`, as far as sampling calls it; in float32, on the CPU."""
+    """The methods of :class:`pra.models.head.FlowHead` that sampling calls, in float32, on the CPU."""
 
     def __init__(self, found: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
         self._head = head
@@ -212,9 +214,11 @@ class NativeHead:
         return _in_float64(self._head.scale_in, 1 - 1 / scale).float()
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
-        """Return one tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
-        ``(K, 1, ..., width)`` and ``(*rows, width)``."""
-        # The sum's silu is compiled too: in torch's own the last digit depends on the place in memory.
+        """Return one tensor ``(K, *rows, ...)`` of all projections' outputs, with ``1 + scale`` in place of each scale.
+
+        ``embedded`` is ``(K, 1, ..., width)``, and ``condition`` is ``(*rows, width)``.
+        """
+        # Compile silu of the sum too: the last digit of torch's silu depends on the address.
         embedded, condition = embedded.contiguous(), condition.contiguous()
         count, width = len(embedded), condition.shape[-1]
         context = embedded.new_empty(count, *condition.shape)
@@ -225,7 +229,7 @@ class NativeHead:
     def __call__(
         self, z: Tensor, t: Tensor, condition: Tensor, span: Tensor | None, modulations: Modulations | None
     ) -> Tensor:
-        """The velocity at ``z`` ``(B, 1, d)``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
+        """Return the head's velocity at ``z`` ``(B, 1, d)``; ``modulations`` are from :meth:`modulate`."""
         assert modulations is not None, "the compiled head is told its modulations"
         (modulated,), z = modulations, z.contiguous()
         width = modulated.shape[-1]
@@ -254,7 +258,7 @@ def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
 
 
 def _one_added(projection: nn.Linear) -> Tensor:
-    """Return the bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
+    """Return the bias of a projection to shift, scale and perhaps a gate, changed to give ``1 + scale``."""
     bias, width = projection.bias.detach().clone(), projection.in_features
     bias[width : 2 * width] += 1.0
     return bias

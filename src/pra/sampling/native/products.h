@@ -1,11 +1,10 @@
 // x @ matrix + bias in float32, or with both rounded to bfloat16.
 //
-// A number depends neither on the other rows of its batch nor on how many threads share the work: every sum runs in one
-// order.
+// Every sum runs in one order: a number depends neither on the other rows of its batch nor on the number of threads.
 //
-// Matrices come as panels (pra.sampling.native.parts): LANES outputs side by side, so that an input times a vector of a
-// panel adds to LANES sums, and nothing has to be summed across a vector. In bfloat16 a panel holds pairs of inputs,
-// which is what the tiles of AMX multiply; where there are none a vector of pairs is taken apart, and x is not rounded.
+// Matrices come as panels of LANES outputs (pra.sampling.native.parts). An input times a vector of a panel adds to
+// LANES sums, so nothing is summed across a vector. In bfloat16 a panel holds pairs of inputs, as the tiles of AMX need
+// them. Without AMX a vector of pairs is split, and x is not rounded.
 
 #pragma once
 
@@ -27,8 +26,8 @@
 
 namespace pra {
 
-// x @ matrix + bias: panels of (inputs, LANES), the last filled up with zeros; the bias filled up likewise, or null.
-// In bfloat16 they are of (inputs / 2, LANES, 2), the inputs filled up to a multiple of DEEP.
+// x @ matrix + bias: panels of (inputs, LANES), the last one padded with zeros; the bias is padded too, or null.
+// Panels in bfloat16 are (inputs / 2, LANES, 2), with the inputs padded to a multiple of DEEP.
 struct Linear {
     const void* panels;
     const float* bias;
@@ -47,7 +46,7 @@ constexpr int64_t DEEP = 32;  // inputs that a tile of AMX multiplies at once
 
 inline int64_t filled(int64_t inputs) { return (inputs + DEEP - 1) / DEEP * DEEP; }
 
-// Numbers between two products, kept by each thread that asks; what for tells those of one from the other's.
+// A buffer for numbers between two products, one for each thread and each What.
 template <class What, class Number>
 Number* room(size_t size) {
     static thread_local std::vector<Number> kept;
@@ -67,7 +66,7 @@ inline void put(const Linear& linear, int64_t panel, const Lanes& sums, float* y
         std::memcpy(y + first, &sums, valid * sizeof(float));
 }
 
-// ROWS rows times PANELS panels in float32, or in bfloat16 (LOW), of which each vector of pairs is taken apart.
+// ROWS rows times PANELS panels in float32, or in bfloat16 (LOW), where each vector of pairs is split.
 template <bool LOW, int ROWS, int PANELS>
 void tile(const Linear& linear, int64_t panel, const float* x, float* y) {
     const int64_t inputs = linear.inputs;
@@ -102,7 +101,7 @@ void rows_of(const Linear& linear, int64_t first, int64_t last, const float* x, 
     if constexpr (PANELS > 1) rows_of<LOW, ROWS, PANELS / 2>(linear, first, last, x, y);
 }
 
-// Tiles of ROWS rows as long as there are so many, then smaller ones.
+// Tiles of ROWS rows, then smaller tiles for the rest.
 template <bool LOW, int ROWS>
 void tiles(const Linear& linear, int64_t first, int64_t last, int64_t rows, const float* x, float* y) {
     constexpr int PANELS = TILE_SUMS / ROWS < 1 ? 1 : TILE_SUMS / ROWS > 8 ? 8 : TILE_SUMS / ROWS;
@@ -112,7 +111,7 @@ void tiles(const Linear& linear, int64_t first, int64_t last, int64_t rows, cons
         if (rows) tiles<LOW, ROWS / 2>(linear, first, last, rows, x, y);
 }
 
-// part(first, last) over ranges of panels, a few of them at a time, which stay in the fastest cache, for all rows.
+// Calls part(first, last) over ranges of a few panels, for all rows: a few panels stay in the fastest cache.
 template <class Part>
 void by_panels(const Linear& linear, int64_t multiplications, int threads, const Part& part) {
     shared_out(threads, (linear.outputs + LANES - 1) / LANES, multiplications, [&](int64_t first, int64_t last) {
@@ -121,7 +120,7 @@ void by_panels(const Linear& linear, int64_t multiplications, int threads, const
     });
 }
 
-// To the nearest of bfloat16, ties to even; NaNs stay NaNs.
+// Rounds to the nearest bfloat16, ties to even; NaNs stay NaNs.
 inline uint16_t rounded(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -133,9 +132,9 @@ inline uint16_t rounded(float x) {
 #define PRA_TILES __attribute__((target("amx-tile,amx-bf16")))
 
 constexpr int64_t TALL = 16;        // rows of a tile
-constexpr int64_t MUCH_FASTER = 8;  // than products in float32: threads are worth their cost later
+constexpr int64_t MUCH_FASTER = 8;  // than float32: threads pay off only for larger products
 
-// Whether the processor has tiles, and the system lets this process use them.
+// Returns whether the processor has tiles, and the system lets this process use them.
 inline bool has_tiles() {
     static const bool found = [] {
         constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24;
@@ -147,7 +146,7 @@ inline bool has_tiles() {
     return found;
 }
 
-// TALL rows of x, (TALL, deep) in bfloat16, times so many panels; their sums as (PANELS, TALL, LANES).
+// TALL rows of x, (TALL, deep) in bfloat16, times PANELS panels. The sums are (PANELS, TALL, LANES).
 template <int PANELS>
 PRA_TILES void tall(const uint16_t* weights, int64_t deep, const uint16_t* x, float* sums) {
     _tile_zero(0);

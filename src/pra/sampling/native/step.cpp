@@ -1,6 +1,6 @@
-// One token's arithmetic on a CPU: a transformer's step and one evaluation of the head. The formulas are those of
-// pra/sampling/step.py, which the tests hold this file to. Everything is float32 but for what products multiply, which
-// may be bfloat16 (products.h).
+// One token's arithmetic on a CPU: a transformer's step and one evaluation of the head. The formulas are those of the
+// model's modules (pra/models); tests compare the results. Everything is float32, except that products may multiply
+// bfloat16 numbers (products.h).
 
 #include <algorithm>
 #include <cmath>
@@ -34,14 +34,14 @@ void rms_norm(const float* x, const float* weight, float* y, int64_t width) {
     for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
 }
 
-// To zero mean; what brings it to a variance of 1.
+// Shifts x to zero mean, and returns the factor that gives a variance of 1.
 float centred(const float* x, float epsilon, float* y, int64_t width) {
     const float mean = sum(width, [=](auto v, int64_t i) { return load<decltype(v)>(x + i); }) / width;
     for (int64_t i = 0; i < width; i++) y[i] = x[i] - mean;
     return 1.0f / std::sqrt(dot(y, y, width) / width + epsilon);
 }
 
-// LayerNorm with weight and bias, or null, then shift + scale * what it gives.
+// shift + scale * LayerNorm(x); weight and bias of the LayerNorm may be null.
 void modulated_norm(const float* x, const float* weight, const float* bias, const float* shift, const float* scale,
                     float* y, int64_t width) {
     const float factor = centred(x, EPSILON, y, width);
@@ -59,7 +59,7 @@ void gated(const float* x, float* y, int64_t rows, int64_t hidden) {
         });
 }
 
-// The head's size in the rotary table: x * own + (x, its halves exchanged) * other, after a norm without weight.
+// Rotates one attention head after a norm without weight: x * own + (x with its halves exchanged) * other.
 void turned(float* x, const float* own, const float* other, int64_t size) {
     const float factor = 1.0f / std::sqrt(dot(x, x, size) / size + EPSILON);
     const int64_t half = size / 2;
@@ -70,7 +70,7 @@ void turned(float* x, const float* own, const float* other, int64_t size) {
     }
 }
 
-// softmax(q k / sqrt(size)) v over so many tokens; scores is room for them.
+// softmax(q k / sqrt(size)) v over `tokens` tokens; `scores` is a buffer of as many numbers.
 void attend(const float* query, const float* keys, const float* values, int64_t tokens, int64_t size, float* scores,
             float* y) {
     const float factor = 1.0f / std::sqrt(static_cast<float>(size));
@@ -87,10 +87,10 @@ void attend(const float* query, const float* keys, const float* values, int64_t 
     });
 }
 
-// `tokens` tokens behind the `before` that the cache holds: x (sequences, tokens, width) in place. Each sees the tokens
-// before it and all of its own `group`.
-// own, other: (any, depth, 2, size), the rotary table from the first of them on, for queries and keys. keys, values:
-// (depth, sequences, heads, capacity, size), or null where a token is a sequence of its own.
+// Runs `tokens` tokens after the `before` tokens in the cache: x (sequences, tokens, width), in place. A token attends
+// to the tokens before it and to all of its own `group`.
+// own, other: (any, depth, 2, size), the rotary table from the first token on, for queries and keys.
+// keys, values: (depth, sequences, heads, capacity, size), or null if every token is a sequence of its own.
 void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
                  int64_t sequences, int64_t tokens, int64_t group, const float* own, const float* other, float* keys,
                  float* values, int64_t capacity, int64_t before, int32_t threads) {
@@ -103,7 +103,7 @@ void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t 
         const Block& block = blocks[layer];
         for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, block.attention_norm, normed + r * width, width);
         product(block.qkv, normed, wide, rows, threads);
-        // A head of a sequence, its tokens one after the other; a group's last token attends for all of them.
+        // Takes the tokens of one head of a sequence in order. At the last token of a group the whole group attends.
         const auto attention = [&](int64_t first, int64_t last) {
             for (int64_t k = first; k < last; k++)
                 for (int64_t t = 0; t < tokens; t++) {
@@ -139,8 +139,8 @@ void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t 
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, norm, x + r * width, width);
 }
 
-// What the head predicts for (rows, state) at one time: y (rows, state). states: those of `given` rows, which repeat.
-// modulated: (rows, all modulations), as pra/sampling/prepared.py lays them out.
+// The head's prediction y (rows, state) at one time. states: (given, state), repeated for all rows.
+// modulated: (rows, all modulations), in the layout of pra/sampling/native/parts.py.
 void head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, const Linear* out, const float* states,
           int64_t given, int64_t rows, const float* modulated, int64_t stride, float* y, int32_t threads) {
     const int64_t width = state_in->outputs, hidden = depth ? blocks[0].out.inputs : 0;
@@ -187,7 +187,7 @@ void normalise(const float* x, int64_t rows, int64_t width, float* y) {
     }
 }
 
-// A hash of size numbers: each lane's of its own, folded at the end. For telling whether weights have changed.
+// A hash of `size` numbers, to see whether weights have changed. Each lane has a hash; all are combined at the end.
 uint64_t hash(const void* numbers, int64_t size) {
     constexpr int64_t TOGETHER = 4;  // multiplications take turns
     Words sums[TOGETHER] = {};
@@ -207,7 +207,7 @@ uint64_t hash(const void* numbers, int64_t size) {
     return whole;
 }
 
-// 0, or 1 where memory is short: no exception may reach a caller who is not C++.
+// Returns 0, or 1 if memory is short: an exception must not reach a caller outside C++.
 template <class Work>
 int32_t done(const Work& work) {
     try {

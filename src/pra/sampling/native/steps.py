@@ -1,4 +1,4 @@
-"""The steps of :mod:`pra.sampling.algorithm` by the compiled arithmetic, and the models that it may be used for."""
+"""The steps of :mod:`pra.sampling.algorithm` by the compiled arithmetic, and a check of the models that it can run."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _HEAD = (
     r"final_modulation|out)\.(weight|bias)"
 )
 PARTS = re.compile(r"(backbone|head|shortcut|codec\.decoder)\b")
-"""The parts of a model that the compiled arithmetic replaces. Condition and encoder are run by their own modules."""
+"""The parts of a model that the compiled arithmetic replaces. Condition and encoder run by their own modules."""
 
 KNOWN = re.compile(
     rf"(backbone|codec\.decoder)\.({_TRANSFORMER}|(patch_in|state_in|out)\.(weight|bias))|"
     rf"backbone\.next_position|(head|shortcut)\.{_HEAD}"
 )
-"""The parameters that the compiled arithmetic reads; these parts must hold no others."""
+"""The parameters that the compiled arithmetic reads. The replaced parts must not hold other parameters."""
 
 DESCRIPTIONS = ("training", "sampling", "classes", "captions")
-"""Attributes of a model that change no arithmetic."""
+"""Attributes of a model that do not change its arithmetic."""
 
 PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 """Types of attributes that are compared with those of a new model."""
 
 
 def unsupported(model: PRA) -> str | None:
-    """Return why the compiled arithmetic must not replace a model's modules; ``None`` where it may.
+    """Return the reason why the compiled arithmetic must not replace a model's modules; ``None`` if it may.
 
-    Every module that it replaces must have the parameters that it knows, and be exactly what the configuration builds:
-    the same class under the same name, with the same plain attributes and shapes, without hooks or own methods.
+    A replaced module must have known parameters only, and be exactly what the configuration builds. It has the same
+    class, name, plain attributes and shapes, and does not have hooks or methods of its own.
     """
     parameters = dict(model.named_parameters())
     if any(parameter.device.type != "cpu" for parameter in parameters.values()):
@@ -73,7 +73,7 @@ def _replaced(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
-    """Say what differs between a module, without its children, and that of a new model."""
+    """Describe a difference between a module, without its children, and the module of a new model, if any."""
     if type(module) is not type(expected):
         return f"{name} is a {type(module).__name__}, not a {type(expected).__name__}"
     if module._forward_hooks or module._forward_pre_hooks:
@@ -82,7 +82,7 @@ def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return what decides a module's arithmetic: its plain attributes, its own callables, shapes of parameters."""
+    """Return the attributes that decide a module's arithmetic: plain ones, its own callables, shapes of parameters."""
     own = {name: value for name, value in vars(module).items() if name not in DESCRIPTIONS}
     plain = {name: value for name, value in own.items() if isinstance(value, PLAIN) or callable(value)}
     return plain | {name: p.shape for name, p in module.named_parameters(recurse=False)}
@@ -90,13 +90,13 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def reference(config: AnyModelConfig) -> nn.Module:
-    """Build a new model without memory."""
+    """Build a new model on the meta device, without memory."""
     with torch.device("meta"):
         return build_model(config, seed=None)
 
 
 class NativeSteps(Steps):
-    """Steps for a model that is not :func:`unsupported`. With ``low``, products multiply bfloat16 numbers."""
+    """Steps for a model for which :func:`unsupported` returns ``None``. With ``low``, products multiply bfloat16."""
 
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, low: bool) -> None:
         super().__init__(model, config, batch)
@@ -122,7 +122,7 @@ class NativeSteps(Steps):
         return linear, parts.NativeTransformer(self._library, self._packed, transformer)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
-        """See :class:`Steps`; true patches are read by the model's own modules, many at once."""
+        """Begin as :class:`Steps` does. The model's own modules read true patches, many at once."""
         content = parts.content_hash(self._parameters)
         if content != self._content:
             self._content, self.at.embedded = content, None
@@ -134,7 +134,7 @@ class NativeSteps(Steps):
         return h[:, -1:] + self.model.backbone.next_position[0]
 
     def embed(self) -> None:
-        """See :class:`Steps`, when the weights have changed."""
+        """Embed as :class:`Steps` does, if the weights have changed."""
         if self.at.embedded is None:
             super().embed()
 
@@ -154,7 +154,7 @@ class NativeSteps(Steps):
     def normalise(self, state: Tensor) -> Tensor:
         if self._decoder is None:
             return state
-        # In one thread: torch's would then spin on cores that ours use.
+        # Use one thread of our own: torch's threads would spin on the cores of our threads.
         state, width = state.contiguous(), self.model.config.state_dim
         normalised = torch.empty_like(state)
         self._normalise(state.data_ptr(), state.numel() // width, width, normalised.data_ptr())

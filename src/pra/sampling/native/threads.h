@@ -1,4 +1,4 @@
-// Threads of our own, which share a piece of work.
+// Threads that share a piece of work.
 
 #pragma once
 
@@ -16,11 +16,12 @@
 
 namespace pra {
 
-// Threads that wait, awake for a moment and then asleep. One job at a time: who comes while it is busy works alone.
+// Threads that wait for a job, first spinning, then asleep. The pool does one job at a time: while it is busy, another
+// caller works alone.
 class Pool {
    public:
     static Pool& here() {
-        // After a fork the threads are not there any more; the old pool is left to lie.
+        // A fork does not copy threads: make a new pool, and leak the old one.
         static std::mutex guard;
         static Pool* pool = nullptr;
         std::lock_guard<std::mutex> lock(guard);
@@ -28,7 +29,7 @@ class Pool {
         return *pool;
     }
 
-    // work(k) for every k below count, on as many threads if they can be had; that of the caller is one of them.
+    // Calls work(k) for every k below count, on up to count threads. The caller's thread is one of them.
     void run(int count, const std::function<void(int)>& work) {
         std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
         const int helpers = only.owns_lock() ? started(count - 1) : 0;
@@ -48,7 +49,7 @@ class Pool {
     }
 
    private:
-    // As many of the threads wanted as there are, or as the system lets be made.
+    // Starts missing threads, and returns how many of the wanted threads there are.
     int started(int wanted) {
         try {
             for (; threads_ < wanted; threads_++)
@@ -79,17 +80,17 @@ class Pool {
     std::mutex busy_, state_;
     std::condition_variable wake_;
     int threads_ = 0;
-    // The job of a round, under state_.
+    // The job of a round; state_ guards it.
     const std::function<void(int)>* work_ = nullptr;
     int helpers_ = 0;
     std::atomic<int> left_{0};
     std::atomic<uint32_t> round_{0};
 };
 
-// Below so many multiplications for each of them threads cost more than they bring.
+// With fewer multiplications per thread, threads cost more time than they save.
 constexpr int64_t WORTH_A_THREAD = 200'000;
 
-// part(first, last) over ranges that together are 0..size, on at most so many threads.
+// Calls part(first, last) over ranges that together are 0..size, on at most `threads` threads.
 template <class Part>
 void shared_out(int threads, int64_t size, int64_t multiplications, const Part& part) {
     const int64_t count = std::min<int64_t>({threads, size, multiplications / WORTH_A_THREAD});

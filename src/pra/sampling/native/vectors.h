@@ -1,5 +1,5 @@
-// Numbers side by side. The compiler's vector types make of them what the processor has: one register with AVX-512, two
-// with AVX2, four with NEON.
+// Vectors of LANES numbers. The compiler maps its vector types to the processor's registers: one with AVX-512, two with
+// AVX2, four with NEON.
 
 #pragma once
 
@@ -32,7 +32,7 @@ inline To bits_as(const From& bits) {
     return to;
 }
 
-// The numbers from x on, as many as a V has.
+// Loads as many numbers as a V has, from x on.
 template <class V, class Number>
 inline V load(const Number* x) {
     V v;
@@ -40,7 +40,7 @@ inline V load(const Number* x) {
     return v;
 }
 
-// Vectors as long as there are so many numbers, half a one, single ones: term(V{}, i) is of the numbers from i on.
+// Loops over whole vectors, then half a vector, then single numbers. term(V{}, i) is for the numbers from i on.
 
 // y[i] = term(i) for all of 0..size.
 template <class Term>
@@ -55,7 +55,7 @@ inline void each(int64_t size, float* y, const Term& term) {
     for (; i < size; i++) put(float{}, i);
 }
 
-// The sum of term(i) over 0..size, in an order of its own.
+// The sum of term(i) over 0..size, always in the same order.
 template <class Term>
 inline float sum(int64_t size, const Term& term) {
     Lanes sums = {};
@@ -75,7 +75,7 @@ inline float sum(int64_t size, const Term& term) {
 template <class V>
 inline V exponential(V x) {
     using Bits = typename BitsOf<V>::type;
-    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: a number added to it loses its fraction
     const V low = V{} - 87.0f, high = V{} + 88.0f;
     x = x < low ? low : x;
     x = x > high ? high : x;
