@@ -203,7 +203,7 @@ class Sampler:
 
     def _picture(self, model: PRA, patches: Tensor, keep: Tensor | None) -> Tensor:
         """Return the pictures of the patches so far. The pixels to keep stay unchanged."""
-        if not self.config.deblock:
+        if not self.config.deblock or model.codec.deblock is None:
             return model.unpatchify(patches)
         pictures = row_by_row(model.picture, patches).clamp(-1.0, 1.0)
         if keep is not None:
