@@ -56,7 +56,7 @@ def row_by_row(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return torch.cat([work(row) for row in batch.split(1)])
+        return torch.cat([work(row) for row in torch.split(batch, 1)])
     finally:
         torch.set_num_threads(threads)
 
