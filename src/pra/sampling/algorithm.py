@@ -6,6 +6,7 @@ Faster steps change :attr:`Steps.run` (:mod:`pra.sampling.runner`) or override m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,9 +58,10 @@ def generate(
         times: ``(K + 1, B, n)``, a grid for each state, in place of the settings' grid.
     """
     condition = steps.model.condition
-    tokens = row_by_row(condition, labels)
+    told = condition if condition.row is None else functools.partial(row_by_row, condition)  # a caption alone
+    tokens = told(labels)
     if steps.streams == 2:  # guidance needs a second stream of the same patches, under the null condition
-        tokens = torch.cat([tokens, row_by_row(condition, condition.null_like(labels))])
+        tokens = torch.cat([tokens, told(condition.null_like(labels))])
     h = steps.begin(tokens, prefix)
     patch = None
     for i in range(prefix.shape[1], starts.shape[1]):
